@@ -1,0 +1,2 @@
+//! The `bantam` binary.
+fn main() {}

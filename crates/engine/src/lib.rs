@@ -1,0 +1,1 @@
+//! Generation: queue, slots, sampler, prefix reuse, constraints.

@@ -1,0 +1,1 @@
+//! Files from outside: GGUF, safetensors, Hugging Face folders, JSONL.

@@ -1,0 +1,1 @@
+//! Arithmetic: a scalar oracle and its SIMD twins, block quantisation, the thread pool.

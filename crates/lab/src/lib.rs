@@ -1,0 +1,1 @@
+//! Training, judging and shrinking: hours of work that resume to the bit.

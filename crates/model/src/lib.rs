@@ -1,0 +1,1 @@
+//! The Llama family, forward and backward, with LoRA and a KV cache.

@@ -1,0 +1,1 @@
+//! Tiny models, goldens and closeness for tests.
