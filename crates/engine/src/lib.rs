@@ -1,1 +1,30 @@
 //! Generation: queue, slots, sampler, prefix reuse, constraints.
+//!
+//! [`Engine`] owns all the mutable state of generation and moves it only in
+//! [`Engine::step`], which is synchronous and single-threaded: one step is one forward
+//! pass of the model over every running request (continuous batching), one token
+//! sampled for each that is past its prompt, and the events that follow from it.
+//!
+//! What holds at every step, and is tested with a mock model whose logits are a hash
+//! of the whole history:
+//!
+//! - a request's output depends on the request alone: not on its neighbours, the chunks
+//!   its prompt was read in, what was in the prefix cache, or who was cancelled;
+//! - every accepted request ends with exactly one [`Event::Done`];
+//! - a constraint fails closed: an error ends its request, never lifts the mask;
+//! - a failure in the model ends the request it belongs to, and no other.
+//!
+//! The engine knows token ids and text, and nothing of HTTP or of files.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod constraint;
+mod error;
+mod lm;
+mod request;
+
+pub use constraint::{BoxedConstraint, TokenConstraint};
+pub use error::{ModelError, RequestError, SubmitError};
+pub use lm::{LanguageModel, Span, Wants};
+pub use request::{
+    Event, Finish, Request, RequestId, Sampling, Timings, TokenEvent, TokenLogprobs, Usage,
+};

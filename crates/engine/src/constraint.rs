@@ -1,0 +1,29 @@
+//! What the engine asks of a constraint: a mask for the next token, and to be told of it.
+
+/// A set of allowed answers, read token by token.
+///
+/// An error from any method ends the request with an error: the engine never falls back to
+/// an unconstrained answer.
+pub trait TokenConstraint: Send {
+    /// One bit for each token, lowest id in the lowest bit of the first word. Tokens beyond
+    /// the last word are not allowed. Includes the end tokens where the answer may end.
+    fn allowed(&mut self) -> Result<&[u32], String>;
+
+    /// Takes a token that [`Self::allowed`] allowed.
+    fn commit(&mut self, token: u32) -> Result<(), String>;
+
+    /// Whether the answer is complete and nothing but its end may follow.
+    fn is_done(&mut self) -> bool;
+
+    /// A copy in the same state.
+    fn boxed_clone(&self) -> BoxedConstraint;
+}
+
+/// A [`TokenConstraint`] of any kind.
+pub type BoxedConstraint = Box<dyn TokenConstraint>;
+
+impl Clone for BoxedConstraint {
+    fn clone(&self) -> Self {
+        self.boxed_clone()
+    }
+}
