@@ -1,1 +1,3 @@
 //! Arithmetic: a scalar oracle and its SIMD twins, block quantisation, the thread pool.
+
+pub mod quant;
