@@ -1,1 +1,4 @@
 //! Training, judging and shrinking: hours of work that resume to the bit.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+pub mod data;
