@@ -1,0 +1,503 @@
+//! Products with a bf16 weight: `Y = X W^T` with f32 activations and f32 sums.
+//!
+//! Activations are rounded to bf16 once per product. On AVX-512 BF16 the inner loop is one
+//! `vdpbf16ps` for 32 products; elsewhere the halves of a pair are widened and multiplied in
+//! f32, so weights still stream at two bytes each. A row of `Y` is one chain over ascending
+//! `k` pairs whatever the batch, so decode, batches and prefill give the same bits.
+
+use crate::isa::Level;
+use crate::ops::round_to_bf16_pairs;
+use crate::par::Parts;
+use crate::{Compute, Isa};
+use half::bf16;
+
+/// Rows of `W` side by side in one panel: three vectors of sixteen lanes.
+const PANEL: usize = 48;
+/// Rows of `X` that a task takes.
+const ROWS: usize = 256;
+/// Pairs of `k` that a task sums before it goes on: keeps a panel's piece within L2.
+const PAIRS: usize = 1024;
+
+/// A weight matrix `W [n, k]` in bf16, laid out for streaming.
+///
+/// Layout: panels of 48 rows of `W`; in a panel, for each pair of columns, 48 words that hold
+/// the two bf16 of a row (the even column in the low half). Padded with zeros.
+#[derive(Clone, Debug)]
+pub struct PackedBf16 {
+    panels: Vec<u32>,
+    n: usize,
+    k: usize,
+}
+
+impl PackedBf16 {
+    /// Packs a `W [n, k]` given by rows: `row(i, out)` writes row `i` into `out [k]`.
+    ///
+    /// Rows are asked for in ascending order, so that a caller can stream them.
+    pub fn pack_rows(n: usize, k: usize, mut row: impl FnMut(usize, &mut [f32])) -> Self {
+        let pairs = k.div_ceil(2);
+        let mut panels = vec![0u32; n.div_ceil(PANEL) * PANEL * pairs];
+        let mut values = vec![0.0f32; k];
+        for i in 0..n {
+            row(i, &mut values);
+            let panel = &mut panels[i / PANEL * PANEL * pairs..];
+            for (p, pair) in values.chunks(2).enumerate() {
+                let low = bf16::from_f32(pair[0]).to_bits();
+                let high = pair.get(1).map_or(0, |&x| bf16::from_f32(x).to_bits());
+                panel[p * PANEL + i % PANEL] = u32::from(low) | u32::from(high) << 16;
+            }
+        }
+        Self { panels, n, k }
+    }
+
+    /// Packs the transpose of this matrix, `W^T [k, n]`: the operand of the input gradient.
+    pub fn transpose(&self) -> Self {
+        let pairs = self.n.div_ceil(2);
+        let mut panels = vec![0u32; self.k.div_ceil(PANEL) * PANEL * pairs];
+        let mut values = vec![0.0f32; self.k];
+        for i in 0..self.n {
+            self.row(&mut values, i);
+            for (j, &value) in values.iter().enumerate() {
+                let bits = u32::from(bf16::from_f32(value).to_bits()) << (16 * (i % 2));
+                panels[(j / PANEL * pairs + i / 2) * PANEL + j % PANEL] |= bits;
+            }
+        }
+        Self {
+            panels,
+            n: self.k,
+            k: self.n,
+        }
+    }
+
+    /// Rows of `W`: outputs of the product.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns of `W`: inputs of the product.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.panels.len() * 4
+    }
+
+    /// Copies row `i` of `W` into `out [k]` (exact: bf16 widens to f32).
+    pub fn row(&self, out: &mut [f32], i: usize) {
+        assert!(i < self.n && out.len() == self.k, "the row exists and fits");
+        let panel = &self.panels[i / PANEL * PANEL * self.k.div_ceil(2)..];
+        for (j, x) in out.iter_mut().enumerate() {
+            let word = panel[j / 2 * PANEL + i % PANEL];
+            *x = f32::from_bits(if j % 2 == 0 {
+                word << 16
+            } else {
+                word & 0xffff_0000
+            });
+        }
+    }
+
+    /// `Y [m, n] = X [m, k] W^T`. `scratch` keeps the rounded activations between calls.
+    ///
+    /// Panics if `y` or `x` has another length.
+    pub fn matmul(
+        &self,
+        compute: &Compute,
+        y: &mut [f32],
+        x: &[f32],
+        m: usize,
+        scratch: &mut Vec<u32>,
+    ) {
+        assert_eq!(x.len(), m * self.k, "X is [m, k]");
+        let pairs = self.k.div_ceil(2);
+        scratch.resize(m * pairs, 0);
+        if m > 0 {
+            compute.pool().chunks_mut(scratch, 16 * pairs, |i, words| {
+                for (r, words) in words.chunks_exact_mut(pairs).enumerate() {
+                    round_to_bf16_pairs(
+                        compute.isa(),
+                        words,
+                        &x[(i * 16 + r) * self.k..][..self.k],
+                    );
+                }
+            });
+        }
+        self.matmul_rounded(compute, y, scratch, m);
+    }
+
+    /// As [`PackedBf16::matmul`], with activations that are already rounded to pairs.
+    pub fn matmul_rounded(&self, compute: &Compute, y: &mut [f32], x: &[u32], m: usize) {
+        let pairs = self.k.div_ceil(2);
+        assert!(x.len() >= m * pairs, "X is [m, k] in pairs");
+        assert_eq!(y.len(), m * self.n, "Y is [m, n]");
+        if m == 0 || self.n == 0 {
+            return;
+        }
+        let n_panels = self.n.div_ceil(PANEL);
+        let y = Parts::new(y);
+        compute.pool().run(n_panels * m.div_ceil(ROWS), |task| {
+            let (panel_idx, first_row) = (task % n_panels, task / n_panels * ROWS);
+            let panel = &self.panels[panel_idx * PANEL * pairs..][..PANEL * pairs];
+            let (first_col, n_rows) = (panel_idx * PANEL, ROWS.min(m - first_row));
+            let n_cols = PANEL.min(self.n - first_col);
+            let mut at = 0;
+            while at < pairs || pairs == 0 {
+                let len = PAIRS.min(pairs - at);
+                let block = Block {
+                    x: &x[first_row * pairs + at..],
+                    x_stride: pairs,
+                    panel: &panel[at * PANEL..][..len * PANEL],
+                    y_stride: self.n,
+                    n_rows,
+                    n_cols,
+                    n_pairs: len,
+                    go_on: at > 0,
+                };
+                let start = first_row * self.n + first_col;
+                // SAFETY: Y holds [m, n] (checked above); a task writes rows first_row.. and
+                // columns first_col.. only, which no other task does.
+                unsafe { block.run(compute.isa(), y.at(start)) };
+                at += len;
+                if pairs == 0 {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+/// One task: some rows of `X` against one panel, over a run of pairs.
+struct Block<'a> {
+    x: &'a [u32],
+    x_stride: usize,
+    panel: &'a [u32],
+    y_stride: usize,
+    n_rows: usize,
+    n_cols: usize,
+    n_pairs: usize,
+    /// The sums start from what `Y` holds.
+    go_on: bool,
+}
+
+impl Block<'_> {
+    /// # Safety
+    /// `y` points to a block of `[n_rows, n_cols]`, rows `y_stride` apart, that nobody else
+    /// touches meanwhile; `x` and `panel` hold what the sizes say.
+    unsafe fn run(&self, isa: Isa, y: *mut f32) {
+        match isa.0 {
+            // SAFETY: the caller vouches for Y.
+            Level::Scalar => unsafe { self.scalar(y) },
+            // SAFETY: the level was detected; the caller vouches for the rest.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 | Level::Avx512 => unsafe { x86::avx2(self, y) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => unsafe { x86::avx512_bf16(self, y) },
+        }
+    }
+
+    /// The oracle of the widening levels, to the bit; `vdpbf16ps` rounds differently.
+    ///
+    /// # Safety
+    /// As [`Block::run`].
+    unsafe fn scalar(&self, y: *mut f32) {
+        for i in 0..self.n_rows {
+            for j in 0..self.n_cols {
+                // SAFETY: element (i, j) of the block, which the caller vouches for.
+                let y = unsafe { &mut *y.add(i * self.y_stride + j) };
+                let mut sum = if self.go_on { *y } else { 0.0 };
+                for p in 0..self.n_pairs {
+                    let (x, w) = (self.x[i * self.x_stride + p], self.panel[p * PANEL + j]);
+                    sum = high(x).mul_add(high(w), sum);
+                    sum = low(x).mul_add(low(w), sum);
+                }
+                *y = sum;
+            }
+        }
+    }
+}
+
+fn low(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+fn high(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xffff_0000)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{Block, PANEL};
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// The CPU has AVX-512 with BF16; the block's slices hold what its sizes say.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn avx512_bf16(block: &Block<'_>, y: *mut f32) {
+        let mut i = 0;
+        while i + 8 <= block.n_rows {
+            // SAFETY: rows i..i+8 exist.
+            unsafe { tile512::<8>(block, y, i) };
+            i += 8;
+        }
+        // SAFETY: the rows that are left exist.
+        unsafe {
+            match block.n_rows - i {
+                1 => tile512::<1>(block, y, i),
+                2 => tile512::<2>(block, y, i),
+                3 => tile512::<3>(block, y, i),
+                4 => tile512::<4>(block, y, i),
+                5 => tile512::<5>(block, y, i),
+                6 => tile512::<6>(block, y, i),
+                7 => tile512::<7>(block, y, i),
+                _ => {}
+            }
+        }
+    }
+
+    /// Eight rows by three vectors fill 24 of the 32 registers with sums.
+    ///
+    /// # Safety
+    /// Rows `i..i + MR` exist; as [`avx512_bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn tile512<const MR: usize>(block: &Block<'_>, y: *mut f32, i: usize) {
+        let mask: [__mmask16; 3] = std::array::from_fn(|v| {
+            let lanes = block.n_cols.saturating_sub(16 * v);
+            if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
+        });
+        // SAFETY: the panel holds n_pairs * 48 words, X holds n_pairs words from each row's
+        // start, and masked lanes of Y are never touched.
+        unsafe {
+            let y = y.add(i * block.y_stride);
+            let x = block.x.as_ptr().add(i * block.x_stride).cast::<i32>();
+            let mut acc = [[_mm512_setzero_ps(); 3]; MR];
+            if block.go_on {
+                for r in 0..MR {
+                    for v in 0..3 {
+                        acc[r][v] = _mm512_maskz_loadu_ps(
+                            mask[v],
+                            y.wrapping_add(r * block.y_stride + 16 * v),
+                        );
+                    }
+                }
+            }
+            let mut w = block.panel.as_ptr().cast::<i32>();
+            for p in 0..block.n_pairs {
+                let w0 = as_bf16(_mm512_loadu_epi32(w));
+                let w1 = as_bf16(_mm512_loadu_epi32(w.add(16)));
+                let w2 = as_bf16(_mm512_loadu_epi32(w.add(32)));
+                if MR <= 2 {
+                    // Few rows stream the weights: ask for them ahead of the hardware.
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 16).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 32).cast());
+                }
+                for r in 0..MR {
+                    let x = as_bf16(_mm512_set1_epi32(*x.add(r * block.x_stride + p)));
+                    acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, w0);
+                    acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, w1);
+                    acc[r][2] = _mm512_dpbf16_ps(acc[r][2], x, w2);
+                }
+                w = w.add(PANEL);
+            }
+            for r in 0..MR {
+                for v in 0..3 {
+                    _mm512_mask_storeu_ps(
+                        y.wrapping_add(r * block.y_stride + 16 * v),
+                        mask[v],
+                        acc[r][v],
+                    );
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn as_bf16(words: __m512i) -> __m512bh {
+        // SAFETY: both are 64 bytes without invalid values.
+        unsafe { std::mem::transmute(words) }
+    }
+
+    /// # Safety
+    /// The CPU has AVX2 and FMA; the block's slices hold what its sizes say.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn avx2(block: &Block<'_>, y: *mut f32) {
+        for group in 0..block.n_cols.div_ceil(16) {
+            let mut i = 0;
+            // SAFETY: rows i.. and the group's sixteen lanes of the panel exist.
+            unsafe {
+                while i + 4 <= block.n_rows {
+                    tile256::<4>(block, y, i, group);
+                    i += 4;
+                }
+                match block.n_rows - i {
+                    1 => tile256::<1>(block, y, i, group),
+                    2 => tile256::<2>(block, y, i, group),
+                    3 => tile256::<3>(block, y, i, group),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// Rows `i..i + MR` and the sixteen columns of `group` exist in the panel; as [`avx2`].
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn tile256<const MR: usize>(block: &Block<'_>, y: *mut f32, i: usize, group: usize) {
+        let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        let left = block.n_cols.saturating_sub(16 * group) as i32;
+        let mask = [
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(left), index),
+            _mm256_cmpgt_epi32(_mm256_set1_epi32(left - 8), index),
+        ];
+        let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+        // SAFETY: as `tile512`.
+        unsafe {
+            let y = y.wrapping_add(i * block.y_stride + 16 * group);
+            let x = block.x.as_ptr().add(i * block.x_stride);
+            let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+            if block.go_on {
+                for r in 0..MR {
+                    for v in 0..2 {
+                        acc[r][v] =
+                            _mm256_maskload_ps(y.wrapping_add(r * block.y_stride + 8 * v), mask[v]);
+                    }
+                }
+            }
+            let mut w = block.panel.as_ptr().add(16 * group).cast::<__m256i>();
+            for p in 0..block.n_pairs {
+                let words = [_mm256_loadu_si256(w), _mm256_loadu_si256(w.add(1))];
+                let odd = words.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, high)));
+                let even = words.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
+                for r in 0..MR {
+                    let pair = *x.add(r * block.x_stride + p);
+                    let x_odd = _mm256_set1_ps(super::high(pair));
+                    let x_even = _mm256_set1_ps(super::low(pair));
+                    for v in 0..2 {
+                        acc[r][v] = _mm256_fmadd_ps(x_odd, odd[v], acc[r][v]);
+                        acc[r][v] = _mm256_fmadd_ps(x_even, even[v], acc[r][v]);
+                    }
+                }
+                w = w.wrapping_add(PANEL / 8);
+            }
+            for r in 0..MR {
+                for v in 0..2 {
+                    _mm256_maskstore_ps(
+                        y.wrapping_add(r * block.y_stride + 8 * v),
+                        mask[v],
+                        acc[r][v],
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(99);
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn pack(w: &[f32], n: usize, k: usize) -> PackedBf16 {
+        PackedBf16::pack_rows(n, k, |i, out| out.copy_from_slice(&w[i * k..][..k]))
+    }
+
+    #[test]
+    fn levels_agree_with_f64_and_widening_levels_to_the_bit() {
+        for &(m, n, k) in &[
+            (1, 48, 64),
+            (5, 49, 33),
+            (9, 1, 7),
+            (17, 100, 2050),
+            (300, 50, 4),
+        ] {
+            let (x, w) = (numbers(m * k, 1), numbers(n * k, 2));
+            let packed = pack(&w, n, k);
+            let mut oracle = vec![0.0; m * n];
+            packed.matmul(
+                &Compute::with_isa(1, Isa::SCALAR),
+                &mut oracle,
+                &x,
+                m,
+                &mut Vec::new(),
+            );
+            for isa in Isa::available() {
+                let mut got = vec![0.0; m * n];
+                packed.matmul(&Compute::with_isa(2, isa), &mut got, &x, m, &mut Vec::new());
+                if isa.0 < Level::Avx512Bf16 {
+                    assert_eq!(got, oracle, "{} {m}x{n}x{k}", isa.name());
+                }
+                for i in 0..m {
+                    for j in 0..n {
+                        let round = |v: f32| f64::from(bf16::from_f32(v).to_f32());
+                        let want: f64 = (0..k)
+                            .map(|p| round(x[i * k + p]) * round(w[j * k + p]))
+                            .sum();
+                        let error = (f64::from(got[i * n + j]) - want).abs();
+                        assert!(
+                            error < 1e-5 * (k as f64).sqrt(),
+                            "{} {m}x{n}x{k} [{i},{j}] {error:e}",
+                            isa.name()
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_does_not_depend_on_batch_or_threads() {
+        let (m, n, k) = (37, 97, 2100);
+        let (x, w) = (numbers(m * k, 3), numbers(n * k, 4));
+        let packed = pack(&w, n, k);
+        for isa in Isa::available() {
+            let mut all = vec![0.0; m * n];
+            packed.matmul(&Compute::with_isa(1, isa), &mut all, &x, m, &mut Vec::new());
+            for size in [1, 2, 3, 5, 7, 8, 20] {
+                let compute = Compute::with_isa(2, isa);
+                for first in (0..m - size).step_by(6) {
+                    let mut part = vec![0.0; size * n];
+                    packed.matmul(
+                        &compute,
+                        &mut part,
+                        &x[first * k..][..size * k],
+                        size,
+                        &mut Vec::new(),
+                    );
+                    assert_eq!(
+                        part,
+                        all[first * n..][..size * n],
+                        "{} {size} rows at {first}",
+                        isa.name()
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_transpose_read_back() {
+        let (n, k) = (53, 31);
+        let w = numbers(n * k, 5);
+        let packed = pack(&w, n, k);
+        let transposed = packed.transpose();
+        let (mut row, mut column) = (vec![0.0; k], vec![0.0; n]);
+        for i in 0..n {
+            packed.row(&mut row, i);
+            for j in 0..k {
+                assert_eq!(row[j], bf16::from_f32(w[i * k + j]).to_f32());
+                transposed.row(&mut column, j);
+                assert_eq!(column[i], row[j]);
+            }
+        }
+    }
+}
