@@ -1,0 +1,161 @@
+use std::path::Path;
+
+use super::*;
+
+const FULL: &str = r#"
+method = "sft"
+base = "smollm2-135m-instruct"
+seed = 7
+max_seq_len = 512
+skip_long = true
+micro_tokens = 1024
+
+[data]
+train = "train.jsonl"
+valid_fraction = 0.05
+system = "Classify."
+
+[lora]
+rank = 8
+alpha = 16.0
+targets = ["q_proj", "v"]
+
+[optim]
+lr = 2e-3
+betas = [0.9, 0.99]
+eps = 1e-8
+weight_decay = 0.01
+clip_norm = 0.5
+warmup_ratio = 0.1
+schedule = "linear"
+epochs = 3
+batch_rows = 4
+max_steps = 40
+
+[valid]
+every = 5
+patience = 2
+
+[checkpoint]
+every_steps = 20
+every_s = 0.0
+"#;
+
+fn facts(rows: usize, tokens: u64) -> Facts {
+    Facts {
+        rows,
+        tokens,
+        trained_tokens: tokens / 10,
+        valid_rows: 0,
+        train_sha256: "t".into(),
+        valid_sha256: "v".into(),
+        base_name: "tiny".into(),
+        base_sha256: "b".into(),
+        max_seq_len: 2048,
+        order: "seeded".into(),
+        given_batches: None,
+    }
+}
+
+fn parse(text: &str) -> Result<Recipe, TrainError> {
+    Recipe::parse(text, Path::new("recipe.toml"))
+}
+
+#[test]
+fn a_full_recipe_survives_the_round_trip() {
+    let recipe = parse(FULL).unwrap();
+    assert_eq!(
+        recipe.lora.targets,
+        Some(vec![TargetModule::Q, TargetModule::V])
+    );
+    assert_eq!(parse(&recipe.to_toml()).unwrap(), recipe);
+    let s = recipe.resolve(&facts(100, 5000)).unwrap();
+    assert!(s.chosen.is_empty(), "{:?}", s.chosen);
+    assert_eq!(s.settings.optim.steps, 40);
+    assert_eq!(s.settings.optim.warmup_steps, 4);
+    assert_eq!(s.settings.lora.targets, [TargetModule::Q, TargetModule::V]);
+}
+
+#[test]
+fn errors_name_the_path() {
+    let words = |text: &str| parse(text).unwrap_err().to_string();
+    insta::assert_snapshot!(words("[optim]\nlearning_rate = 1.0"), @"");
+    insta::assert_snapshot!(words("[optim]\nlr = \"fast\""), @"");
+    insta::assert_snapshot!(words("[optim]\nschedule = \"wavy\""), @"");
+    insta::assert_snapshot!(words("[lora]\ntargets = [\"q\", \"lm_head\"]"), @"");
+    insta::assert_snapshot!(words("epochs = 3"), @"");
+    insta::assert_snapshot!(words("seed = \n"), @"");
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused() {
+    let words = |text: &str| {
+        parse(text)
+            .unwrap()
+            .resolve(&facts(100, 5000))
+            .unwrap_err()
+            .to_string()
+    };
+    assert_eq!(words("[optim]\nlr = 0.0"), "`optim.lr` must be above 0");
+    assert_eq!(words("[optim]\nlr = nan"), "`optim.lr` must be above 0");
+    assert_eq!(
+        words("[optim]\nbatch_rows = 0"),
+        "`optim.batch_rows` must be at least 1"
+    );
+    assert_eq!(
+        words("[lora]\nrank = 0"),
+        "`lora.rank` must be from 1 to 1024"
+    );
+    assert_eq!(
+        words("[data]\nvalid_fraction = 0.9"),
+        "`data.valid_fraction` must be from 0 to 0.5"
+    );
+    assert_eq!(
+        words("[optim]\nwarmup_steps = 1\nwarmup_ratio = 0.1"),
+        "`optim.warmup_ratio` cannot be given together with `optim.warmup_steps`"
+    );
+}
+
+#[test]
+fn the_command_line_wins_field_by_field() {
+    let file = parse(FULL).unwrap();
+    let line = Recipe {
+        seed: Some(9),
+        optim: OptimRecipe {
+            lr: Some(1e-4),
+            warmup_steps: Some(3),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let both = file.clone().overlaid(line);
+    assert_eq!(both.seed, Some(9));
+    assert_eq!(both.optim.lr, Some(1e-4));
+    assert_eq!(
+        (both.optim.warmup_steps, both.optim.warmup_ratio),
+        (Some(3), None)
+    );
+    assert_eq!(both.optim.epochs, file.optim.epochs);
+    assert_eq!(both.lora, file.lora);
+}
+
+#[test]
+fn automatic_choices_follow_rows_and_tokens() {
+    let auto = |rows, tokens| {
+        let o = Recipe::default().resolve(&facts(rows, tokens)).unwrap();
+        assert_eq!(o.chosen.len(), 4);
+        let o = o.settings.optim;
+        (o.batch_rows, o.epochs, o.steps, o.lr, o.warmup_steps)
+    };
+    assert_eq!(auto(50, 50 * 80), (4, 10, 130, 5e-4, 13));
+    assert_eq!(auto(1200, 1200 * 120), (8, 2, 300, 7.1e-4, 30));
+    assert_eq!(auto(8980, 8980 * 50), (16, 1, 562, 1e-3, 30));
+    assert_eq!(auto(8980, 8980 * 1500), (4, 1, 2245, 5e-4, 30));
+}
+
+#[test]
+fn max_steps_decides_the_epochs_when_they_are_open() {
+    let recipe = parse("[optim]\nmax_steps = 30\nbatch_rows = 10").unwrap();
+    let o = recipe.resolve(&facts(100, 5000)).unwrap().settings.optim;
+    assert_eq!((o.epochs, o.steps), (3, 30));
+}

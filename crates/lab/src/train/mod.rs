@@ -1,0 +1,137 @@
+//! Training: hours of updates that end with the same bytes however often they are stopped.
+//!
+//! [`TrainPlan::new`] turns a recipe and tokenised rows into a plan; [`train`] carries it out in a run directory, on
+//! anything [`Trainable`]. Reports go out as [`RunEvent`]s. The clock is the caller's: it dates the reports and paces
+//! the checkpoints, and nothing else depends on it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::events::RunEvent;
+
+pub mod adamw;
+mod batch;
+mod checkpoint;
+mod error;
+mod looper;
+mod packed;
+mod plan;
+pub mod rng;
+mod run_dir;
+pub mod schedule;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod toy;
+
+pub use batch::{BatchOrder, TrainRow, epoch_batches, micro_batches, pack, rows_sha256};
+pub use error::TrainError;
+pub use packed::{LossReport, PackedBatch, Target};
+pub use plan::{PlanInput, TrainPlan};
+
+/// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
+///
+/// It is a trait so that the loop's laws (resuming, batching, validation) are tested on a model small enough to run
+/// thousands of times.
+pub trait Trainable {
+    /// Parameters being trained.
+    fn n_params(&self) -> usize;
+
+    /// The parameters a run begins with.
+    fn initial_params(&self, seed: u64) -> Vec<f32>;
+
+    /// Makes `params` the ones that losses are of.
+    fn set_params(&mut self, params: &[f32]);
+
+    /// Loss of a batch; adds `scale` times its gradient to `grads`.
+    fn loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        grads: &mut [f32],
+    ) -> Result<LossReport, TrainError>;
+
+    /// Loss of a batch.
+    fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError>;
+
+    /// The files of an adapter with these parameters: equal parameters, equal bytes. The first one holds the weights.
+    fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError>;
+
+    /// Reads the parameters back, to the bit.
+    fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError>;
+}
+
+/// One file of an adapter folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterFile {
+    /// Name inside the folder.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What a run amounts to: the object of `bantam train --json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TrainResult {
+    /// Rows seen, each time it was seen.
+    pub rows: u64,
+    /// Tokens of those rows.
+    pub tokens: u64,
+    /// Seconds of training, over all sessions.
+    pub train_s: f64,
+    /// Tokens a second.
+    pub tok_per_s: f64,
+    /// Rows a second.
+    pub rows_per_s: f64,
+    /// Loss of the last batch.
+    pub last_loss: f64,
+    /// Best validation loss, if there was validation: the one of the adapter.
+    pub valid_loss: Option<f64>,
+    /// Largest resident memory of this process, in MiB.
+    pub peak_rss_mb: u64,
+    /// The adapter's folder.
+    pub adapter: PathBuf,
+    /// SHA-256 of its weights.
+    pub sha256: String,
+}
+
+/// How a call of [`train`] ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// The run is over.
+    Finished(TrainResult),
+    /// The run was over before; this is its result again.
+    AlreadyFinished(TrainResult),
+    /// The run was asked to stop; a checkpoint is on disk and the same plan goes on from it.
+    Interrupted {
+        /// Steps finished.
+        step: usize,
+    },
+}
+
+/// Carries out a plan, or goes on with it where its run directory left off.
+///
+/// `clock` gives the time since any fixed moment. `cancel` is looked at between steps. Every event is in the log on
+/// disk before `on_event` sees it.
+pub fn train<T: Trainable>(
+    plan: &TrainPlan,
+    model: &mut T,
+    clock: &dyn Fn() -> Duration,
+    on_event: &mut dyn FnMut(&RunEvent),
+    cancel: &AtomicBool,
+) -> Result<Outcome, TrainError> {
+    looper::run(plan, model, clock, on_event, cancel)
+}
+
+/// Largest resident memory of this process so far, in MiB; 0 where the system does not tell.
+pub fn peak_rss_mb() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kib = line
+        .and_then(|line| line.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok());
+    kib.unwrap_or(0) / 1024
+}

@@ -1,0 +1,272 @@
+//! From a recipe and tokenised rows to a plan that can only succeed or run out of disk.
+
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::TrainError;
+use super::batch::{BatchOrder, TrainRow, rows_sha256};
+use crate::recipe::{Facts, Recipe, Settings};
+
+/// What a plan is made from.
+#[derive(Debug, Clone)]
+pub struct PlanInput {
+    /// The recipe, command line laid over it.
+    pub recipe: Recipe,
+    /// Training rows, in file order.
+    pub train: Vec<TrainRow>,
+    /// Validation rows of a file of their own; empty for none.
+    pub valid: Vec<TrainRow>,
+    /// Name of the base model.
+    pub base_name: String,
+    /// SHA-256 of its weights.
+    pub base_sha256: String,
+    /// Longest context of the base: the default of `max_seq_len` and its upper bound.
+    pub max_context: usize,
+    /// Where the order of the batches comes from.
+    pub order: BatchOrder,
+    /// The run directory.
+    pub out: PathBuf,
+}
+
+/// A run ready to start: settings without gaps, rows checked.
+#[derive(Debug, Clone)]
+pub struct TrainPlan {
+    /// Settings, as in `settings.json`.
+    pub settings: Settings,
+    /// The recipe, as in `recipe.toml`.
+    pub recipe: Recipe,
+    /// What was chosen automatically, a sentence each.
+    pub chosen: Vec<String>,
+    /// What the user should know before the run, a sentence each.
+    pub warnings: Vec<String>,
+    /// Rows to train on.
+    pub train: Vec<TrainRow>,
+    /// Rows to validate on.
+    pub valid: Vec<TrainRow>,
+    /// Where the order of the batches comes from.
+    pub order: BatchOrder,
+    /// The run directory.
+    pub out: PathBuf,
+}
+
+impl TrainPlan {
+    /// Checks the rows, holds some out if asked to, and resolves the settings.
+    pub fn new(input: PlanInput) -> Result<Self, TrainError> {
+        let PlanInput {
+            recipe,
+            mut train,
+            mut valid,
+            base_name,
+            base_sha256,
+            max_context,
+            order,
+            out,
+        } = input;
+        let train_path = recipe.data.train.clone().unwrap_or_default();
+        let valid_path = recipe.data.valid.clone().unwrap_or_default();
+        if train.is_empty() {
+            return Err(TrainError::NoRows { path: train_path });
+        }
+        let max_seq_len = recipe.max_seq_len.unwrap_or(max_context);
+        if max_seq_len < 2 || max_seq_len > max_context {
+            let reason = format!("must be from 2 to {max_context}, the context of the base");
+            return Err(TrainError::Setting {
+                field: "max_seq_len",
+                reason,
+            });
+        }
+        let skip_long = recipe.skip_long.unwrap_or(false);
+        let mut warnings = Vec::new();
+        for (path, rows) in [(&train_path, &mut train), (&valid_path, &mut valid)] {
+            if let Some(row) = rows.iter().find(|row| row.n_trained() == 0) {
+                return Err(TrainError::NothingTrained {
+                    path: path.clone(),
+                    line: row.line,
+                });
+            }
+            let before = rows.len();
+            let too_long = too_long(path, rows, max_seq_len);
+            rows.retain(|row| row.tokens.len() <= max_seq_len);
+            match too_long {
+                Some(error) if !skip_long => return Err(error),
+                _ if rows.len() < before => {
+                    let skipped = before - rows.len();
+                    let path = path.display();
+                    warnings.push(format!("{path}: {skipped} of {before} rows have more than {max_seq_len} tokens and are left out"));
+                }
+                _ => {}
+            }
+        }
+        let fraction = recipe.valid_fraction()?;
+        if fraction > 0.0 {
+            (train, valid) = hold_out(train, fraction)?;
+        }
+        if train.is_empty() {
+            return Err(TrainError::NoRows { path: train_path });
+        }
+        let given_batches = match &order {
+            BatchOrder::Seeded => None,
+            BatchOrder::Given(batches) => Some(batches.len()),
+        };
+        let facts = Facts {
+            rows: train.len(),
+            tokens: train.iter().map(|row| row.tokens.len() as u64).sum(),
+            trained_tokens: train.iter().map(|row| row.n_trained() as u64).sum(),
+            valid_rows: valid.len(),
+            train_sha256: rows_sha256(&train),
+            valid_sha256: rows_sha256(&valid),
+            base_name,
+            base_sha256,
+            max_seq_len,
+            order: order.fingerprint(),
+            given_batches,
+        };
+        let resolved = recipe.resolve(&facts)?;
+        Ok(Self {
+            settings: resolved.settings,
+            recipe,
+            chosen: resolved.chosen,
+            warnings,
+            train,
+            valid,
+            order,
+            out,
+        })
+    }
+}
+
+fn too_long(path: &std::path::Path, rows: &[TrainRow], max_seq_len: usize) -> Option<TrainError> {
+    let first = rows.iter().find(|row| row.tokens.len() > max_seq_len)?;
+    Some(TrainError::TooLong {
+        path: path.to_path_buf(),
+        line: first.line,
+        tokens: first.tokens.len(),
+        max_seq_len,
+        count: rows
+            .iter()
+            .filter(|row| row.tokens.len() > max_seq_len)
+            .count(),
+        rows: rows.len(),
+        longest: rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0),
+    })
+}
+
+/// Splits by hash of the row, so that equal rows stay on one side and adding rows moves none of the old ones.
+fn hold_out(
+    rows: Vec<TrainRow>,
+    fraction: f64,
+) -> Result<(Vec<TrainRow>, Vec<TrainRow>), TrainError> {
+    let key = |row: &TrainRow| {
+        let mut hash = Sha256::new();
+        row.tokens
+            .iter()
+            .for_each(|token| hash.update(token.to_le_bytes()));
+        u64::from_le_bytes(
+            hash.finalize()[..8]
+                .try_into()
+                .expect("a digest has 32 bytes"),
+        )
+    };
+    let limit = (fraction * u64::MAX as f64) as u64;
+    let (valid, train): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| key(row) < limit);
+    if valid.is_empty() || train.is_empty() {
+        let side = if valid.is_empty() {
+            "validate on"
+        } else {
+            "train on"
+        };
+        let reason = format!(
+            "leaves nothing to {side}: {} rows are too few for it",
+            valid.len() + train.len()
+        );
+        return Err(TrainError::Setting {
+            field: "data.valid_fraction",
+            reason,
+        });
+    }
+    Ok((train, valid))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::recipe::DataRecipe;
+
+    fn input(lens: &[usize]) -> PlanInput {
+        let row = |(i, len): (usize, &usize)| {
+            let mut tokens = vec![1; *len];
+            tokens[0] = i as u32;
+            TrainRow {
+                tokens,
+                trained: vec![true; *len],
+                line: i + 1,
+            }
+        };
+        let data = DataRecipe {
+            train: Some("train.jsonl".into()),
+            ..Default::default()
+        };
+        PlanInput {
+            recipe: Recipe {
+                data,
+                ..Default::default()
+            },
+            train: lens.iter().enumerate().map(row).collect(),
+            valid: Vec::new(),
+            base_name: "tiny".into(),
+            base_sha256: "b".into(),
+            max_context: 8,
+            order: BatchOrder::Seeded,
+            out: Path::new("out").into(),
+        }
+    }
+
+    #[test]
+    fn long_rows_are_refused_with_their_line() {
+        let error = TrainPlan::new(input(&[3, 9, 4, 12])).unwrap_err();
+        insta::assert_snapshot!(error, @"");
+    }
+
+    #[test]
+    fn long_rows_are_skipped_when_asked_and_said() {
+        let mut input = input(&[3, 9, 4, 12]);
+        input.recipe.skip_long = Some(true);
+        let plan = TrainPlan::new(input).unwrap();
+        assert_eq!(
+            plan.train.iter().map(|r| r.line).collect::<Vec<_>>(),
+            [1, 3]
+        );
+        insta::assert_snapshot!(plan.warnings.join("\n"), @"");
+    }
+
+    #[test]
+    fn rows_without_targets_and_empty_files_are_refused() {
+        let mut none = input(&[3, 4]);
+        none.train[1].trained = vec![true, false, false, false];
+        insta::assert_snapshot!(TrainPlan::new(none).unwrap_err(), @"");
+        insta::assert_snapshot!(TrainPlan::new(input(&[])).unwrap_err(), @"");
+    }
+
+    #[test]
+    fn holding_out_keeps_equal_rows_together_and_old_rows_in_place() {
+        let split = |n: usize| {
+            let mut input = input(&vec![5; n]);
+            input.train.push(input.train[0].clone());
+            input.recipe.data.valid_fraction = Some(0.2);
+            TrainPlan::new(input).unwrap()
+        };
+        let (small, large) = (split(200), split(300));
+        assert_eq!(small.train.len() + small.valid.len(), 201);
+        assert!(
+            (20..60).contains(&small.valid.len()),
+            "{}",
+            small.valid.len()
+        );
+        let twins = small.valid.iter().filter(|r| r.tokens[0] == 0).count();
+        assert!(twins == 0 || twins == 2);
+        assert!(small.valid.iter().all(|row| large.valid.contains(row)));
+    }
+}

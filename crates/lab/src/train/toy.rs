@@ -1,0 +1,113 @@
+//! A model small enough to train thousands of times in a test: a table of bigram logits.
+
+use std::path::Path;
+
+use super::rng::{Purpose, Stream};
+use super::{AdapterFile, LossReport, PackedBatch, TrainError, TrainRow, Trainable};
+
+/// Logits of the next token given the last one, and nothing else.
+pub(crate) struct Bigram {
+    vocab: usize,
+    params: Vec<f32>,
+}
+
+impl Bigram {
+    pub(crate) fn new(vocab: usize) -> Self {
+        Self {
+            vocab,
+            params: vec![0.0; vocab * vocab],
+        }
+    }
+
+    fn run(&self, batch: &PackedBatch, mut d_logits: impl FnMut(usize, usize, f64)) -> LossReport {
+        let mut report = LossReport::default();
+        for target in &batch.targets {
+            let row = batch.tokens[target.pos as usize] as usize;
+            let logits = &self.params[row * self.vocab..][..self.vocab];
+            let top = logits.iter().fold(f32::MIN, |a, b| a.max(*b));
+            let exps: Vec<f64> = logits.iter().map(|x| f64::from(x - top).exp()).collect();
+            let sum: f64 = exps.iter().sum();
+            let weight = f64::from(target.weight);
+            report.loss_sum -= weight * (exps[target.token as usize] / sum).ln();
+            report.weight_sum += weight;
+            report.n_targets += 1;
+            for (col, exp) in exps.iter().enumerate() {
+                d_logits(
+                    row,
+                    col,
+                    weight * (exp / sum - f64::from(u8::from(col == target.token as usize))),
+                );
+            }
+        }
+        report
+    }
+}
+
+impl Trainable for Bigram {
+    fn n_params(&self) -> usize {
+        self.params.len()
+    }
+
+    fn initial_params(&self, seed: u64) -> Vec<f32> {
+        let mut stream = Stream::new(seed, Purpose::Init);
+        (0..self.params.len())
+            .map(|_| stream.symmetric(0.1))
+            .collect()
+    }
+
+    fn set_params(&mut self, params: &[f32]) {
+        self.params.copy_from_slice(params);
+    }
+
+    fn loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        grads: &mut [f32],
+    ) -> Result<LossReport, TrainError> {
+        let vocab = self.vocab;
+        Ok(self.run(batch, |row, col, d| {
+            grads[row * vocab + col] += (scale * d) as f32
+        }))
+    }
+
+    fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
+        Ok(self.run(batch, |_, _, _| {}))
+    }
+
+    fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
+        let bytes = params.iter().flat_map(|x| x.to_le_bytes()).collect();
+        Ok(vec![AdapterFile {
+            name: "table.bin".into(),
+            bytes,
+        }])
+    }
+
+    fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
+        let path = dir.join("table.bin");
+        let bytes = std::fs::read(&path).map_err(|e| TrainError::io(&path, e))?;
+        Ok(bytes
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect())
+    }
+}
+
+/// Rows that a bigram can partly learn: each token is mostly the one before plus a step of its row.
+pub(crate) fn rows(n: usize, vocab: u32, seed: u64) -> Vec<TrainRow> {
+    let mut stream = Stream::new(seed, Purpose::Epoch(99));
+    let mut row = |line| {
+        let len = 4 + stream.below(9) as usize;
+        let mut tokens = vec![stream.below(u64::from(vocab)) as u32];
+        while tokens.len() < len {
+            let noise = u32::from(stream.below(4) == 0);
+            tokens.push((tokens[tokens.len() - 1] + 1 + noise) % vocab);
+        }
+        TrainRow {
+            trained: (0..len).map(|i| i >= 2).collect(),
+            tokens,
+            line,
+        }
+    };
+    (1..=n).map(&mut row).collect()
+}
