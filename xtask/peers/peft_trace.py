@@ -1,0 +1,38 @@
+"""Runs the PEFT opponent untouched, and writes down what it does: the rows of each batch, and the loss of each step.
+
+    peft_trace.py SCRIPT ORDER_OUT LOSSES_OUT [the script's own arguments...]
+
+ORDER_OUT is a JSON list with the row indices of each batch, as `bantam train --order` reads it; LOSSES_OUT a JSON list.
+"""
+import json
+import random
+import runpy
+import sys
+
+import torch
+from transformers import LlamaForCausalLM
+
+script, order_out, losses_out, *arguments = sys.argv[1:]
+shuffled, losses = [], []
+shuffle, forward = random.shuffle, LlamaForCausalLM.forward
+
+
+def remember_order(items):
+    """The script's last shuffle is that of its batches."""
+    shuffle(items)
+    shuffled[:] = items
+
+
+def remember_loss(self, *args, **kwargs):
+    out = forward(self, *args, **kwargs)
+    if torch.is_grad_enabled() and out.loss is not None:
+        losses.append(out.loss.item())
+    return out
+
+
+random.shuffle, LlamaForCausalLM.forward = remember_order, remember_loss
+sys.argv = [script, *arguments]
+runpy.run_path(script, run_name="__main__")
+assert shuffled and isinstance(shuffled[0], list), "the script did not shuffle batches last"
+json.dump(shuffled[:len(losses)], open(order_out, "w"))
+json.dump(losses, open(losses_out, "w"))

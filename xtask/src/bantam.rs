@@ -1,0 +1,148 @@
+//! The binary under test: built, given a tiny model, run, served.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bantam_testkit::tiny;
+use serde_json::Value;
+
+use crate::sh;
+
+/// Writes `model/`, `train.jsonl` and `test.jsonl` into `dir`.
+pub(crate) fn write_tiny(dir: &Path, seed: u64) -> Result<bool> {
+    tiny::write_model(&dir.join("model"), seed);
+    tiny::write_rows(&dir.join("train.jsonl"), 96, seed);
+    tiny::write_rows(&dir.join("test.jsonl"), 24, seed + 1);
+    eprintln!(
+        "wrote {d}/model, {d}/train.jsonl and {d}/test.jsonl; train on them with --system '{}'",
+        tiny::SYSTEM,
+        d = dir.display()
+    );
+    Ok(true)
+}
+
+/// A fresh folder under `target/` with the tiny model and its rows.
+pub(crate) fn tiny_world(name: &str) -> Result<PathBuf> {
+    let dir = sh::target().join("xtask").join(name);
+    if dir.exists() {
+        std::fs::remove_dir_all(&dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+    }
+    write_tiny(&dir, 0)?;
+    Ok(dir)
+}
+
+/// The built binary.
+#[derive(Clone)]
+pub(crate) struct Bantam(PathBuf);
+
+impl Bantam {
+    /// Builds with cargo's profile `profile` (`dev` or `release`).
+    pub(crate) fn build(profile: &str) -> Result<Bantam> {
+        sh::run(sh::cargo().args(["build", "--package", "bantam", "--profile", profile]))?;
+        let folder = if profile == "dev" { "debug" } else { profile };
+        let path = sh::target()
+            .join(folder)
+            .join(format!("bantam{}", std::env::consts::EXE_SUFFIX));
+        if !path.is_file() {
+            bail!("cargo built no {}", path.display());
+        }
+        Ok(Bantam(path))
+    }
+
+    /// A command of the binary, blind to the user's settings and cache.
+    pub(crate) fn command(&self, args: &[&str]) -> Command {
+        let mut command = sh::command(&self.0);
+        command
+            .args(args)
+            .env("BANTAM_HOME", sh::target().join("xtask").join("home"));
+        command.env_remove("BANTAM_API_KEY").env("NO_COLOR", "1");
+        command
+    }
+
+    /// A command of the binary that sees the user's cache of base models.
+    pub(crate) fn command_with_cache(&self, args: &[&str]) -> Command {
+        let mut command = self.command(args);
+        match std::env::var_os("BANTAM_HOME") {
+            Some(home) => command.env("BANTAM_HOME", home),
+            None => command.env_remove("BANTAM_HOME"),
+        };
+        command
+    }
+
+    /// Runs with `--json` and returns the object.
+    pub(crate) fn json(&self, args: &[&str]) -> Result<Value> {
+        sh::last_json(&sh::capture(self.command(args).arg("--json"))?)
+    }
+
+    /// Serves `model` on a free port of the loopback until dropped.
+    pub(crate) fn serve(&self, model: &Path, model_id: &str) -> Result<Server> {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let (model, port_text) = (model.to_string_lossy(), port.to_string());
+        let mut command = self.command(&[
+            "serve",
+            "--model",
+            &model,
+            "--model-id",
+            model_id,
+            "--port",
+            &port_text,
+        ]);
+        eprintln!("$ {}", sh::show(&command));
+        let child = command.spawn().context("cannot start the server")?;
+        let mut server = Server { child, port };
+        server.wait_until_healthy(Duration::from_secs(60))?;
+        Ok(server)
+    }
+}
+
+/// A running server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    port: u16,
+}
+
+impl Server {
+    /// The base address for OpenAI clients.
+    pub(crate) fn base_url(&self) -> String {
+        format!("http://127.0.0.1:{}/v1", self.port)
+    }
+
+    fn wait_until_healthy(&mut self, patience: Duration) -> Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < patience {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("the server stopped before it answered: {status}");
+            }
+            if self
+                .health()
+                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+            {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        bail!("no answer from /health within {} s", patience.as_secs())
+    }
+
+    fn health(&self) -> Result<String> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        stream
+            .write_all(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Nothing to do about a server that is already gone.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,114 @@
+//! The official OpenAI clients against a running server.
+//!
+//! Each client is a script of `crates/serve/tests/`, told where the server is by `OPENAI_BASE_URL`,
+//! `OPENAI_API_KEY` and `BANTAM_MODEL`, in the environment; it exits non-zero at the first thing that is wrong.
+//! The clients' packages go under `target/`, pinned, and are installed once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::bantam::Server;
+use crate::sh;
+
+const PYTHON_PACKAGES: [&str; 2] = ["openai==3.54.0", "pydantic==2.14.3"];
+const NODE_PACKAGES: [&str; 1] = ["openai@7.57.0"];
+
+/// The name that the tests give the served model.
+pub(crate) const MODEL_ID: &str = "tiny";
+
+/// The folder with the Python packages, installed if need be. With `--target`, pip needs no virtual environment
+/// (which some systems cannot make without another package) and touches nothing else.
+pub(crate) fn python_packages() -> Result<PathBuf> {
+    installed("pyenv", &PYTHON_PACKAGES, |dir| {
+        let flags = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--upgrade",
+            "--target",
+        ];
+        sh::run(
+            sh::command("python3")
+                .args(flags)
+                .arg(dir)
+                .args(PYTHON_PACKAGES),
+        )
+        .context("the Python client's tests need python3 with pip")
+    })
+}
+
+/// The folder with `node_modules`, installed if need be.
+pub(crate) fn node_packages() -> Result<PathBuf> {
+    installed("node", &NODE_PACKAGES, |dir| {
+        // A package file of its own, or npm would look for one further up.
+        fs::write(dir.join("package.json"), "{\"private\": true}\n")?;
+        let flags = [
+            "install",
+            "--silent",
+            "--no-audit",
+            "--no-fund",
+            "--ignore-scripts",
+            "--prefix",
+        ];
+        sh::run(sh::command("npm").args(flags).arg(dir).args(NODE_PACKAGES))
+    })
+}
+
+/// `target/<name>`, filled by `install` unless a stamp says that it holds just `packages`.
+fn installed(
+    name: &str,
+    packages: &[&str],
+    install: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
+    let dir = sh::target().join(name);
+    let (stamp, want) = (dir.join(".installed"), packages.join("\n"));
+    if fs::read_to_string(&stamp).is_ok_and(|have| have == want) {
+        return Ok(dir);
+    }
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::create_dir_all(&dir)?;
+    install(&dir)?;
+    fs::write(stamp, want)?;
+    Ok(dir)
+}
+
+/// Runs the Python client.
+pub(crate) fn python(server: &Server, packages: &Path) -> Result<()> {
+    let script = script("openai_client.py")?;
+    let mut command = sh::command("python3");
+    command
+        .arg(script)
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
+    sh::run(address(&mut command, server))
+}
+
+/// Runs the Node client, from a copy beside its `node_modules`, which is where Node looks for packages.
+pub(crate) fn node(server: &Server, packages: &Path) -> Result<()> {
+    let copy = packages.join("openai_client.mjs");
+    fs::copy(script("openai_client.mjs")?, &copy)?;
+    sh::run(address(sh::command("node").arg(copy), server))
+}
+
+fn script(name: &str) -> Result<PathBuf> {
+    let path = sh::root().join("crates/serve/tests").join(name);
+    anyhow::ensure!(path.is_file(), "{} is missing", path.display());
+    Ok(path)
+}
+
+fn address<'a>(
+    command: &'a mut std::process::Command,
+    server: &Server,
+) -> &'a mut std::process::Command {
+    command
+        .env("OPENAI_BASE_URL", server.base_url())
+        .env("OPENAI_API_KEY", "bt-none-needed")
+        .env("BANTAM_MODEL", MODEL_ID)
+        .env("NO_PROXY", "127.0.0.1")
+}
