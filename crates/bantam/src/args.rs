@@ -1,0 +1,350 @@
+//! What may be typed: every command and flag, with no defaults resolved.
+//!
+//! Flags that a recipe, the environment or the machine can also answer are `Option`s here;
+//! [`crate::settings`] turns them into values that are all present.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Specialise a small language model on your own examples, prove it, and serve it, all on a CPU.
+#[derive(Debug, Parser)]
+#[command(
+    name = "bantam",
+    version,
+    about = "Specialise a small language model on your own examples, prove it, and serve it, all on a CPU",
+    after_help = "Start with `bantam demo`: it fetches a model and data, trains, judges and shows what to type next.",
+    disable_help_subcommand = true,
+    max_term_width = 100
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: GlobalArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags that every command takes.
+#[derive(Debug, Args)]
+pub(crate) struct GlobalArgs {
+    /// Say nothing on stderr but warnings and errors
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// The commands, in the order a newcomer meets them.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Turn messy US addresses into JSON: fetch, train, judge, report, in one go
+    Demo(DemoArgs),
+    /// Fetch a base model into the cache
+    Pull(PullArgs),
+    /// List the base models of the catalogue and which of them are cached
+    Models(ModelsArgs),
+    /// Specialise a base model on your own examples
+    Train(TrainArgs),
+    /// Score a model on held-out examples
+    Eval(EvalArgs),
+    /// Talk to a model in the terminal
+    Chat(ChatArgs),
+    /// Serve a model behind the OpenAI API
+    Serve(ServeArgs),
+    /// Show what a model file or folder holds
+    Inspect(InspectArgs),
+    /// Check this machine: instruction set, cores, memory, Python, cache
+    Doctor(DoctorArgs),
+}
+
+/// `--json`, for the commands that report something.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct JsonArg {
+    /// Print the result as one JSON object, the last line of stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// How many threads to compute with.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ThreadsArg {
+    /// Threads to compute with; the results do not depend on it [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) threads: Option<u16>,
+}
+
+/// `bantam demo`
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// Folder for the run, the scorecard and the report
+    #[arg(long, value_name = "DIR", default_value = "bantam-demo")]
+    pub(crate) out: PathBuf,
+    /// Seed of the shuffling and of the adapter's first values
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// Stop training after this many steps (a quick look; the scores will be worse)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_steps: Option<u64>,
+    /// Judge on at most this many rows of each test set
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam pull`
+#[derive(Debug, Args)]
+pub(crate) struct PullArgs {
+    /// Catalogue name (see `bantam models`), or a local GGUF file or Hugging Face folder
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+    /// Read every cached byte again and compare its digest, instead of trusting size and time
+    #[arg(long)]
+    pub(crate) verify: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam models`
+#[derive(Debug, Args)]
+pub(crate) struct ModelsArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam train`
+#[derive(Debug, Args)]
+pub(crate) struct TrainArgs {
+    /// Base model: catalogue name, GGUF file or Hugging Face folder
+    #[arg(long, value_name = "NAME|PATH")]
+    pub(crate) base: Option<String>,
+    /// Training rows: JSON lines of `messages`, `prompt`/`completion` or `text`/`label`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) train: Option<PathBuf>,
+    /// Validation rows; early stopping keeps the checkpoint that does best on them
+    #[arg(long, value_name = "FILE")]
+    pub(crate) valid: Option<PathBuf>,
+    /// Run directory: adapter, checkpoints, events. The same command resumes an unfinished run
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Recipe (TOML); flags given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// System message put before every row that has none
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Rank of the adapter
+    #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) rank: Option<u32>,
+    /// Scale of the adapter: its output is multiplied by alpha / rank
+    #[arg(long, value_name = "A", value_parser = positive)]
+    pub(crate) alpha: Option<f64>,
+    /// Peak learning rate
+    #[arg(long, value_name = "LR", value_parser = positive)]
+    pub(crate) lr: Option<f64>,
+    /// Rows an optimiser step
+    #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) batch: Option<u32>,
+    /// Passes over the training rows
+    #[arg(long, value_name = "N", value_parser = positive)]
+    pub(crate) epochs: Option<f64>,
+    /// Seed of the shuffling and of the adapter's first values
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Stop after this many optimiser steps
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) max_steps: Option<u64>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+    /// Print the first N rendered rows with the loss mask visible, and train nothing
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", require_equals = true,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) preview: Option<u32>,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// How an answer is compared with the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MetricArg {
+    /// The answer equals the reference
+    Exact,
+    /// Both are JSON and hold the same value
+    Json,
+    /// The answer names the same label
+    Label,
+    /// Longest common subsequence of words, F1
+    RougeL,
+}
+
+/// `bantam eval`
+#[derive(Debug, Args)]
+pub(crate) struct EvalArgs {
+    /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
+    #[arg(long, value_name = "NAME|PATH|RUN")]
+    pub(crate) model: String,
+    /// Test rows, in any of the shapes `bantam train` reads
+    #[arg(long, value_name = "FILE")]
+    pub(crate) data: PathBuf,
+    /// How answers are compared with the references [default: from the rows]
+    #[arg(long, value_enum)]
+    pub(crate) metric: Option<MetricArg>,
+    /// System message put before every row that has none [default: the run's]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Let the model answer only JSON that this JSON schema allows
+    #[arg(long, value_name = "FILE", conflicts_with = "labels")]
+    pub(crate) schema: Option<PathBuf>,
+    /// Let the model answer only one of the labels in this file, one a line
+    #[arg(long, value_name = "FILE")]
+    pub(crate) labels: Option<PathBuf>,
+    /// Score at most this many rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) limit: Option<u64>,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Write each row's answer, reference and score here, as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub(crate) rows_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam chat`
+#[derive(Debug, Args)]
+pub(crate) struct ChatArgs {
+    /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
+    #[arg(long, value_name = "NAME|PATH|RUN")]
+    pub(crate) model: String,
+    /// System message [default: the run's, if there is one]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = not_negative)]
+    pub(crate) temperature: f64,
+    /// Keep only the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    pub(crate) top_p: f64,
+    /// Longest answer, in tokens
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) seed: u64,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// `bantam serve`
+#[derive(Debug, Args)]
+pub(crate) struct ServeArgs {
+    /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
+    #[arg(long, value_name = "NAME|PATH|RUN")]
+    pub(crate) model: String,
+    /// Address to listen on
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, value_name = "PORT", default_value_t = 8080)]
+    pub(crate) port: u16,
+    /// Name that clients call the model by [default: the name or folder given]
+    #[arg(long, value_name = "ID")]
+    pub(crate) model_id: Option<String>,
+    /// Key that clients must send as `Authorization: Bearer KEY`; may be given more than once
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "BANTAM_API_KEY",
+        hide_env_values = true
+    )]
+    pub(crate) api_key: Vec<String>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+}
+
+/// `bantam inspect`
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// GGUF file, Hugging Face folder, or catalogue name of a cached model
+    #[arg(value_name = "FILE|DIR")]
+    pub(crate) path: PathBuf,
+    /// List every tensor, not only the totals
+    #[arg(long)]
+    pub(crate) tensors: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam doctor`
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+fn number(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() => Ok(value),
+        _ => Err("not a finite number".into()),
+    }
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    number(text).and_then(|v| {
+        if v > 0.0 {
+            Ok(v)
+        } else {
+            Err("must be above 0".into())
+        }
+    })
+}
+
+fn not_negative(text: &str) -> Result<f64, String> {
+    number(text).and_then(|v| {
+        if v >= 0.0 {
+            Ok(v)
+        } else {
+            Err("must not be below 0".into())
+        }
+    })
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    number(text).and_then(|v| {
+        if v > 0.0 && v <= 1.0 {
+            Ok(v)
+        } else {
+            Err("must be above 0 and at most 1".into())
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn preview_takes_an_optional_count() {
+        let parse = |args: &[&str]| match Cli::try_parse_from([&["bantam", "train"], args].concat())
+            .unwrap()
+            .command
+        {
+            Command::Train(train) => train.preview,
+            _ => unreachable!(),
+        };
+        assert_eq!(parse(&[]), None);
+        assert_eq!(parse(&["--preview"]), Some(3));
+        assert_eq!(parse(&["--preview=7"]), Some(7));
+        assert_eq!(parse(&["--preview", "--json"]), Some(3));
+    }
+}
