@@ -235,9 +235,14 @@ impl Catalogue {
             .find(|e| e.name.eq_ignore_ascii_case(name))
     }
 
-    /// The name nearest to a mistyped one, if any is near.
+    /// The name nearest to a mistyped or unfinished one, if any is near.
     pub(crate) fn nearest(&self, name: &str) -> Option<&str> {
         let typed = name.to_ascii_lowercase();
+        if typed.len() >= 3
+            && let Some(entry) = self.entries.iter().find(|e| e.name.starts_with(&typed))
+        {
+            return Some(&entry.name);
+        }
         let ranked = self
             .entries
             .iter()
@@ -397,6 +402,18 @@ mod tests {
             message(&entry("file:a", "licenze = 1")),
             message("[x]\nlicence = 1"),
         ]
-        .join("\n"), @r"");
+        .join("\n"), @r#"
+        `x`: sha256: a `pypi:` source needs one
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
+        `x`: source: expected `hf:ORG/REPO@REVISION#FILE,FILE`
+        `x`: sha256: give a table, file = digest, for a source of several files
+        `x`: sha256: `0` is not 64 hexadecimal digits
+        `x`: sha256: the source has no file `d`
+        `x`: source: unknown source `ftp:`; there are `pypi:`, `hf:` and `file:`
+        `x`: licenze: unknown field `licenze`, expected one of `source`, `sha256`, `licence`, `parameters`, `context`, `about`
+        `x`: licence: invalid type: integer `1`, expected a string in `licence`
+        "#);
     }
 }

@@ -110,6 +110,13 @@ mod tests {
                 Style { color: false },
             )
         };
-        insta::assert_snapshot!([say("./nowhere.gguf"), say("smollm2-135m"), say("zzz")].concat(), @r"");
+        insta::assert_snapshot!([say("./nowhere.gguf"), say("smollm2-135m"), say("zzz")].concat(), @r#"
+        error: there is no file or folder `./nowhere.gguf`
+        hint: give a GGUF file, a Hugging Face folder, a run directory, or a name that `bantam models` lists
+        error: there is no model named `smollm2-135m`, and no such path
+        hint: did you mean `smollm2-135m-instruct`? `bantam models` lists all names
+        error: there is no model named `zzz`, and no such path
+        hint: `bantam models` lists the names; a GGUF file or Hugging Face folder is given by its path
+        "#);
     }
 }

@@ -298,6 +298,14 @@ mod tests {
                 )
             })
             .collect();
-        insta::assert_snapshot!(lines.join("\n"), @r"");
+        insta::assert_snapshot!(lines.join("\n"), @r#"
+        ok system: linux x86_64 | 
+        !! instruction set: baseline only | without AVX2 or NEON everything works, but many times slower
+        ok cores: 1 | 
+        !! memory: 1.0 GB of 2.0 GB available | training a 135M model wants about 3 GB of memory: close what else is running
+        !! python: not found | `bantam pull` of the first catalogue model needs Python 3 with pip: install `python3` and `python3-pip`
+        !! cache: read-only | make the folder writable, or set BANTAM_HOME to one that is
+        !! disk: 1 B free | a model and a run with its checkpoints want about 3 GB: free some space
+        "#);
     }
 }

@@ -191,7 +191,7 @@ fn receive(
         if error.chain().any(|link| link.is::<Interrupted>()) {
             Failure::Final(error)
         } else {
-            Failure::Passing(error)
+            Failure::Passing(error.context("the connection broke"))
         }
     })?;
     match size {

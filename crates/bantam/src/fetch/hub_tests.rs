@@ -287,7 +287,13 @@ fn a_later_run_goes_on_too() {
         ..Plan::default()
     });
     let client = Client::new(&hub);
-    insta::assert_snapshot!(client.error(&hub), @r"");
+    insta::assert_snapshot!(client.error(&hub), @r#"
+    error: could not fetch `m`
+      cause: `model.safetensors` of `org/m`
+      cause: the connection broke
+      cause: Peer disconnected
+    hint: run the same command again: it goes on where it stopped
+    "#);
     let pulled = client.pull().unwrap();
     assert_eq!(
         fs_err::read(pulled.path.join("model.safetensors")).unwrap(),
@@ -327,7 +333,12 @@ fn wrong_bytes_are_discarded() {
         ..Plan::default()
     });
     let client = Client::new(&wrong);
-    insta::assert_snapshot!(client.error(&wrong), @r"");
+    insta::assert_snapshot!(client.error(&wrong), @r#"
+    error: could not fetch `m`
+      cause: `model.safetensors` of `org/m`
+      cause: the sha256 is 20ff50e632cc575386b15d7fcd9c3842ef435388ed29ae8c30617158ee907dc5, not 0000000000000000000000000000000000000000000000000000000000000000: these are not the expected bytes
+    hint: the download was discarded; if it fails again, the hub holds another file than the catalogue expects
+    "#);
     assert_eq!(
         fs_err::read_dir(client.cache.root().join("partial"))
             .unwrap()
@@ -354,7 +365,12 @@ fn the_token_is_sent_and_its_absence_explained() {
         ..Plan::default()
     });
     let mut client = Client::new(&hub);
-    insta::assert_snapshot!(client.error(&hub), @r"");
+    insta::assert_snapshot!(client.error(&hub), @r#"
+    error: could not fetch `m`
+      cause: `config.json` of `org/m`
+      cause: the hub refuses access (401): the repository is private, gated or does not exist
+    hint: accept the model's terms on its page if it has any, and set HF_TOKEN to a token that may read it
+    "#);
     client.network.hf_token = Some("secret".into());
     assert!(client.pull().is_ok());
     assert!(hub.seen().iter().any(|l| l.ends_with("with token")));
@@ -365,7 +381,12 @@ fn a_missing_file_and_a_missing_hub_are_explained() {
     let hub = Hub::start(&[("config.json", b"{}")], Plan::default());
     let client = Client::new(&hub);
     let text = client.error(&hub);
-    assert_eq!(text.replace(COMMIT, "COMMIT"), "");
+    insta::assert_snapshot!(text.replace(COMMIT, "COMMIT"), @r#"
+    error: could not fetch `m`
+      cause: `model.safetensors` of `org/m`
+      cause: the hub has no such file (404): http://hub/org/m/resolve/COMMIT/model.safetensors
+    hint: check the repository, the revision and the file name
+    "#);
     let mut client = Client::new(&hub);
     let closed = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -386,7 +407,11 @@ fn ctrl_c_stops_and_says_how_to_go_on() {
     cancel.store(true, Ordering::Relaxed);
     let error = Client::new(&hub).pull_pinned(&[], &cancel).unwrap_err();
     assert_eq!(crate::error::exit_code(&error), 130);
-    insta::assert_snapshot!(render(&error, Style { color: false }), @r"");
+    insta::assert_snapshot!(render(&error, Style { color: false }), @r#"
+    error: could not fetch `m`
+      cause: interrupted
+    hint: run the same command again to go on where it stopped
+    "#);
     let plan = hub.plan.lock().unwrap();
     assert!(plan.cuts.is_empty());
 }

@@ -266,6 +266,19 @@ mod tests {
             say("ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE.\n"),
             say("Traceback\nValueError: x\n"),
         ]
-        .concat(), @r"");
+        .concat(), @r#"
+        error: `python3` has no pip
+        hint: install pip: `python3 -m ensurepip`, or your system's package, such as `python3-pip`
+        error: pip could not reach its package index for `p==1`: No matching distribution found for p==1
+        hint: check the network and pip's settings (`python3 -m pip config list`), or give a local model by its path
+        error: pip found no `p==1`: No matching distribution found for p==1
+        hint: the package index may lack it: see `python3 -m pip config list`
+        error: the disk is full
+        hint: free some space, or set BANTAM_HOME and TMPDIR to a larger disk
+        error: the package index serves another `p==1` than the one expected (its sha256 differs)
+        hint: use another index: see `python3 -m pip config list`
+        error: pip could not download `p==1`: ValueError: x
+        hint: try `python3 -m pip download --no-deps p==1` by hand
+        "#);
     }
 }
