@@ -254,7 +254,7 @@ mod tests {
 
     #[test]
     fn the_seeded_order_is_pinned() {
-        let lens = [5, 1, 4, 2, 3, 9, 7];
+        let lens = [3; 7];
         insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 0), @"");
         insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 1), @"");
     }
@@ -274,10 +274,10 @@ mod tests {
             read("[[0, 2], [1]]"),
             Ok(BatchOrder::Given(vec![vec![0, 2], vec![1]]))
         );
-        insta::assert_snapshot!(read("[[0], [3]]").unwrap_err(), @"");
-        insta::assert_snapshot!(read("[[0], []]").unwrap_err(), @"");
-        insta::assert_snapshot!(read("[]").unwrap_err(), @"");
-        insta::assert_snapshot!(read("{}").unwrap_err(), @"");
+        insta::assert_snapshot!(read("[[0], [3]]").unwrap_err(), @"order.json: batch 1: names row 3, but there are 3 rows, counted from 0");
+        insta::assert_snapshot!(read("[[0], []]").unwrap_err(), @"order.json: batch 1: is empty");
+        insta::assert_snapshot!(read("[]").unwrap_err(), @"order.json: batch 0: is missing: the list is empty");
+        insta::assert_snapshot!(read("{}").unwrap_err(), @"order.json: expected a list of lists of row numbers: invalid type: map, expected a sequence at line 1 column 0");
     }
 
     proptest! {

@@ -102,8 +102,10 @@ pub(super) fn run<T: Trainable>(
 /// Why a finished run's adapter cannot be believed, if it cannot.
 fn adapter_damage(dir: &RunDir, result: &TrainResult) -> Option<String> {
     let adapter = dir.adapter_path();
-    let intact = std::fs::read_dir(&adapter).ok()?.flatten().any(|entry| {
-        std::fs::read(entry.path()).is_ok_and(|bytes| sha256(&bytes) == result.sha256)
+    let intact = std::fs::read_dir(&adapter).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            std::fs::read(entry.path()).is_ok_and(|bytes| sha256(&bytes) == result.sha256)
+        })
     });
     (!intact).then(|| {
         format!(

@@ -227,7 +227,7 @@ mod tests {
     #[test]
     fn long_rows_are_refused_with_their_line() {
         let error = TrainPlan::new(input(&[3, 9, 4, 12])).unwrap_err();
-        insta::assert_snapshot!(error, @"");
+        insta::assert_snapshot!(error, @"train.jsonl:2: this row has 9 tokens but `max_seq_len` is 8 (2 of 4 rows are too long, the longest has 12); raise `max_seq_len`, shorten them, or set `skip_long = true`");
     }
 
     #[test]
@@ -239,15 +239,15 @@ mod tests {
             plan.train.iter().map(|r| r.line).collect::<Vec<_>>(),
             [1, 3]
         );
-        insta::assert_snapshot!(plan.warnings.join("\n"), @"");
+        insta::assert_snapshot!(plan.warnings.join("\n"), @"train.jsonl: 2 of 4 rows have more than 8 tokens and are left out");
     }
 
     #[test]
     fn rows_without_targets_and_empty_files_are_refused() {
         let mut none = input(&[3, 4]);
         none.train[1].trained = vec![true, false, false, false];
-        insta::assert_snapshot!(TrainPlan::new(none).unwrap_err(), @"");
-        insta::assert_snapshot!(TrainPlan::new(input(&[])).unwrap_err(), @"");
+        insta::assert_snapshot!(TrainPlan::new(none).unwrap_err(), @"train.jsonl:2: no token of this row is trained");
+        insta::assert_snapshot!(TrainPlan::new(input(&[])).unwrap_err(), @"train.jsonl: there are no rows to train on");
     }
 
     #[test]
