@@ -148,6 +148,7 @@ impl Table {
                     Align::Right => out.extend([&pad, cell]),
                 }
             }
+            // A heading may begin with a line break, to stand off from what is above.
             out.truncate(out.trim_end().len());
             out
         };
@@ -163,9 +164,9 @@ impl Table {
     }
 }
 
-/// Columns that `text` takes on a terminal.
+/// Columns that `text` takes on a terminal; a line break before it takes none.
 fn width(text: &str) -> usize {
-    text.chars().count()
+    text.trim_start_matches('\n').chars().count()
 }
 
 /// `1234567` as `1,234,567`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 
-use crate::args::{Command, DemoArgs, GlobalArgs, PullArgs, ThreadsArg};
+use crate::args::{Command, DemoArgs, GlobalArgs, InspectArgs, PullArgs, ThreadsArg};
 use crate::error::advise;
 
 /// The environment as it was when the process began.
@@ -159,6 +159,8 @@ pub(crate) enum Action {
     Pull(PullSettings),
     /// `bantam models`
     Models(ModelsSettings),
+    /// `bantam inspect`
+    Inspect(InspectSettings),
     /// `bantam doctor`
     Doctor(DoctorSettings),
 }
@@ -242,6 +244,15 @@ impl Action {
             }),
             Command::Models(args) => Self::Models(ModelsSettings {
                 json: args.json.json,
+            }),
+            Command::Inspect(InspectArgs {
+                path,
+                tensors,
+                json,
+            }) => Self::Inspect(InspectSettings {
+                path,
+                tensors,
+                json: json.json,
             }),
             Command::Doctor(args) => Self::Doctor(DoctorSettings {
                 json: args.json.json,

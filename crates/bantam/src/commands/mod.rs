@@ -1,6 +1,7 @@
 //! One file a command; each takes its settings and a [`Context`].
 
 mod doctor;
+mod inspect;
 mod models;
 mod pull;
 
@@ -57,6 +58,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Demo(settings) => demo::run(context, &settings),
         Action::Pull(settings) => pull::run(context, &settings),
         Action::Models(settings) => models::run(context, &settings),
+        Action::Inspect(settings) => inspect::run(context, &settings),
         Action::Doctor(settings) => doctor::run(context, &settings),
     }
 }

@@ -37,7 +37,7 @@ pub(crate) fn run(context: &Context, settings: &PullSettings) -> anyhow::Result<
         Place::Catalogue(entry) => entry,
         Place::Run(path) | Place::Path(path) => {
             // Nothing to fetch, but the user wants to know whether it can be used.
-            fs_err::metadata(&path)?;
+            bantam_formats::open_model(&path)?;
             if settings.json {
                 let source = format!("file:{}", path.display());
                 let report = Report {

@@ -65,6 +65,19 @@ pub(crate) fn cached(cache: &Cache, entry: &Entry) -> Cached {
     }
 }
 
+/// What to open for an entry that is in the cache, by size and time only.
+pub(crate) fn cached_path(cache: &Cache, entry: &Entry) -> anyhow::Result<Option<PathBuf>> {
+    if let Source::File(path) = &entry.source {
+        return Ok(path.exists().then(|| path.clone()));
+    }
+    match current_ref(cache, entry) {
+        Some(found) if found.files.iter().all(|f| quick_look(cache, f)) => {
+            Ok(Some(cache.view(&entry.name, &found)?))
+        }
+        _ => Ok(None),
+    }
+}
+
 fn quick_look(cache: &Cache, file: &crate::cache::RefFile) -> bool {
     std::fs::metadata(cache.blob(&file.sha256)).is_ok_and(|m| m.len() == file.bytes)
 }
