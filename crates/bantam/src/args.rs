@@ -28,7 +28,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct GlobalArgs {
     /// Say nothing on stderr but warnings and errors
-    #[arg(long, short, global = true)]
+    #[arg(long, short, global = true, display_order = 900)]
     pub(crate) quiet: bool,
 }
 
@@ -137,17 +137,17 @@ pub(crate) struct TrainArgs {
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) rank: Option<u32>,
     /// Scale of the adapter: its output is multiplied by alpha / rank
-    #[arg(long, value_name = "A", value_parser = positive)]
+    #[arg(long, value_name = "A", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) alpha: Option<f64>,
     /// Peak learning rate
-    #[arg(long, value_name = "LR", value_parser = positive)]
+    #[arg(long, value_name = "LR", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) lr: Option<f64>,
     /// Rows an optimiser step
     #[arg(long, value_name = "ROWS", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) batch: Option<u32>,
     /// Passes over the training rows
-    #[arg(long, value_name = "N", value_parser = positive)]
-    pub(crate) epochs: Option<f64>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) epochs: Option<u32>,
     /// Seed of the shuffling and of the adapter's first values
     #[arg(long, value_name = "N")]
     pub(crate) seed: Option<u64>,
@@ -223,10 +223,10 @@ pub(crate) struct ChatArgs {
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
     /// 0 always takes the likeliest token
-    #[arg(long, value_name = "T", default_value_t = 0.0, value_parser = not_negative)]
+    #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true, value_parser = not_negative)]
     pub(crate) temperature: f64,
     /// Keep only the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true, value_parser = probability)]
     pub(crate) top_p: f64,
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]

@@ -74,7 +74,7 @@ pub(crate) fn render(error: &anyhow::Error, style: Style) -> String {
             hints.push(advised.hint.clone());
             continue;
         }
-        let message = link.to_string();
+        let (message, own_hint) = split_hint(&link.to_string());
         // Crate errors may print their source inside their own message; say nothing twice.
         if !messages
             .last()
@@ -82,11 +82,12 @@ pub(crate) fn render(error: &anyhow::Error, style: Style) -> String {
         {
             messages.push(message);
         }
+        hints.extend(own_hint);
         if let Some(hint) = known_hint(link) {
             hints.push(hint);
         }
     }
-    // The advice nearest to the cause is the most concrete: it was added first.
+    // The advice nearest to the cause is the most concrete.
     hints.reverse();
     hints.dedup();
 
@@ -101,6 +102,21 @@ pub(crate) fn render(error: &anyhow::Error, style: Style) -> String {
         writeln!(out, "{} {hint}", style.cyan("hint:")).ok();
     }
     out
+}
+
+/// Crates may end a message in `hint: ...`, after a line break or a semicolon; it is shown like any other hint.
+fn split_hint(message: &str) -> (String, Option<String>) {
+    let at = ["\nhint: ", "; hint: "]
+        .iter()
+        .filter_map(|mark| message.rfind(mark))
+        .max();
+    match at {
+        Some(at) => (
+            message[..at].to_owned(),
+            Some(message[at + "\nhint: ".len()..].trim().to_owned()),
+        ),
+        None => (message.to_owned(), None),
+    }
 }
 
 /// Advice for causes that can come from anywhere.
@@ -228,6 +244,20 @@ mod tests {
     fn a_message_that_holds_its_cause_is_not_repeated() {
         let error = anyhow!("no such file").context("a.jsonl: no such file");
         assert_eq!(render(&error, PLAIN), "error: a.jsonl: no such file\n");
+    }
+
+    #[test]
+    fn a_hint_inside_a_message_is_set_apart() {
+        let error = anyhow!("a.jsonl:3: no `messages`\nhint: one object a line")
+            .context("could not read rows");
+        assert_eq!(
+            render(&error, PLAIN),
+            "error: could not read rows\n  cause: a.jsonl:3: no `messages`\nhint: one object a line\n"
+        );
+        assert_eq!(
+            render(&anyhow!("no pre; hint: use gpt-2"), PLAIN),
+            "error: no pre\nhint: use gpt-2\n"
+        );
     }
 
     #[test]

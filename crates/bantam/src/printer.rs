@@ -105,6 +105,7 @@ pub(crate) enum Align {
 /// A plain table: columns as wide as their widest cell, two spaces between, no lines.
 #[derive(Debug)]
 pub(crate) struct Table {
+    headed: bool,
     columns: Vec<(String, Align)>,
     rows: Vec<Vec<String>>,
 }
@@ -112,11 +113,23 @@ pub(crate) struct Table {
 impl Table {
     /// A table with these headings.
     pub(crate) fn new<S: Into<String>>(columns: impl IntoIterator<Item = (S, Align)>) -> Self {
+        let columns = columns
+            .into_iter()
+            .map(|(name, align)| (name.into(), align))
+            .collect();
         Self {
-            columns: columns
-                .into_iter()
-                .map(|(name, align)| (name.into(), align))
-                .collect(),
+            headed: true,
+            columns,
+            rows: Vec::new(),
+        }
+    }
+
+    /// A table of names and values, without headings.
+    pub(crate) fn facts() -> Self {
+        let columns = vec![(String::new(), Align::Left), (String::new(), Align::Left)];
+        Self {
+            headed: false,
+            columns,
             rows: Vec::new(),
         }
     }
@@ -148,13 +161,15 @@ impl Table {
                     Align::Right => out.extend([&pad, cell]),
                 }
             }
-            // A heading may begin with a line break, to stand off from what is above.
             out.truncate(out.trim_end().len());
             out
         };
-        let mut lines = vec![style.bold(&line(
-            &mut self.columns.iter().map(|(name, _)| name.as_str()),
-        ))];
+        let mut lines = Vec::with_capacity(self.rows.len() + 1);
+        if self.headed {
+            lines.push(style.bold(&line(
+                &mut self.columns.iter().map(|(name, _)| name.as_str()),
+            )));
+        }
         lines.extend(
             self.rows
                 .iter()
@@ -164,9 +179,9 @@ impl Table {
     }
 }
 
-/// Columns that `text` takes on a terminal; a line break before it takes none.
+/// Columns that `text` takes on a terminal.
 fn width(text: &str) -> usize {
-    text.trim_start_matches('\n').chars().count()
+    text.chars().count()
 }
 
 /// `1234567` as `1,234,567`.

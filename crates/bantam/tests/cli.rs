@@ -340,3 +340,33 @@ fn a_closed_pipe_is_no_failure() {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && !text.contains("error"), "{text}");
 }
+
+#[test]
+fn inspect_describes_a_folder() {
+    let world = World::plain();
+    let folder = world.at("model");
+    bantam_testkit::tiny::write_model(&folder, 0);
+    insta::assert_snapshot!(
+        "inspect",
+        world.transcript(&["inspect", "./model", "--tensors"])
+    );
+    let report = world.json(&["inspect", "./model", "--json"]);
+    let sum: u64 = report["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["bytes"].as_u64().unwrap())
+        .sum();
+    let total: u64 = report["dtypes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| t["bytes"].as_u64().unwrap())
+        .sum();
+    assert_eq!(sum, total);
+    assert!(
+        world
+            .transcript(&["pull", "./model"])
+            .contains("is a local model")
+    );
+}

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::Context;
 use crate::fetch::existing;
-use crate::printer::{self, Align, Table};
+use crate::printer::{self, Table};
 use crate::settings::DoctorSettings;
 
 /// Room for a base model, a run and its checkpoints.
@@ -53,10 +53,10 @@ pub(crate) fn run(context: &Context, settings: &DoctorSettings) -> anyhow::Resul
         return context.printer.json(&report);
     }
     let style = context.printer.out_style();
-    let mut table = Table::new([
-        (format!("bantam {}", report.version), Align::Left),
-        (String::new(), Align::Left),
-    ]);
+    context
+        .printer
+        .line(style.bold(&format!("bantam {}", report.version)))?;
+    let mut table = Table::facts();
     for check in &report.checks {
         let mark = if check.ok { "✓" } else { "!" };
         table.row([format!("{mark} {}", check.name), check.value.clone()]);

@@ -247,10 +247,8 @@ fn describe_folder(folder: &HfFolder, report: &mut Report) -> anyhow::Result<()>
 
 fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result<()> {
     let style = printer.out_style();
-    let mut facts = Table::new([
-        (report.path.display().to_string(), Align::Left),
-        (String::new(), Align::Left),
-    ]);
+    printer.line(style.bold(&report.path.display().to_string()))?;
+    let mut facts = Table::facts();
     facts.row([
         "format".to_owned(),
         format!("{}, {}", report.format, printer::bytes(report.bytes)),
@@ -286,7 +284,7 @@ fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result
     printer.line(facts.render(style))?;
 
     let mut totals = Table::new([
-        ("\ntype", Align::Left),
+        ("type", Align::Left),
         ("tensors", Align::Right),
         ("parameters", Align::Right),
         ("bytes", Align::Right),
@@ -299,7 +297,7 @@ fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result
             thousands(total.bytes),
         ]);
     }
-    printer.line(totals.render(style))?;
+    printer.line(format!("\n{}", totals.render(style)))?;
     if !report.unsupported_tensors.is_empty() {
         let n = report.unsupported_tensors.len();
         printer.line(format!(
@@ -309,7 +307,12 @@ fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result
     }
 
     let tokenizer = &report.tokenizer;
-    let mut words = Table::new([("\ntokenizer", Align::Left), ("", Align::Left)]);
+    printer.line(format!(
+        "
+{}",
+        style.bold("tokenizer")
+    ))?;
+    let mut words = Table::facts();
     words.row(["model".to_owned(), known(&tokenizer.model)]);
     words.row(["pre-tokenizer".to_owned(), known(&tokenizer.pre)]);
     for (name, n) in [("vocab", tokenizer.vocab), ("merges", tokenizer.merges)] {
@@ -347,7 +350,7 @@ fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result
 
     if all_tensors {
         let mut table = Table::new([
-            ("\ntensor", Align::Left),
+            ("tensor", Align::Left),
             ("type", Align::Left),
             ("shape", Align::Left),
             ("bytes", Align::Right),
@@ -361,7 +364,7 @@ fn show(printer: &Printer, report: &Report, all_tensors: bool) -> anyhow::Result
                 thousands(tensor.bytes),
             ]);
         }
-        printer.line(table.render(style))?;
+        printer.line(format!("\n{}", table.render(style)))?;
     } else {
         printer.note(format!(
             "`--tensors` lists all {} tensors",
