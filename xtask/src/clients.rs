@@ -18,27 +18,37 @@ const NODE_PACKAGES: [&str; 1] = ["openai@7.57.0"];
 /// The name that the tests give the served model.
 pub(crate) const MODEL_ID: &str = "tiny";
 
-/// The folder with the Python packages, installed if need be. With `--target`, pip needs no virtual environment
-/// (which some systems cannot make without another package) and touches nothing else.
-pub(crate) fn python_packages() -> Result<PathBuf> {
-    installed("pyenv", &PYTHON_PACKAGES, |dir| {
-        let flags = [
+/// A Python that has the packages, installed if need be. The environment is made without a pip of its own, which
+/// some systems keep in yet another package; the system's pip fills it.
+pub(crate) fn python() -> Result<PathBuf> {
+    let inside = if cfg!(windows) {
+        "Scripts/python.exe"
+    } else {
+        "bin/python"
+    };
+    let dir = installed("pyenv", &PYTHON_PACKAGES, |dir| {
+        sh::run(
+            sh::command("python3")
+                .args(["-m", "venv", "--without-pip"])
+                .arg(dir),
+        )?;
+        let pip = [
             "-m",
             "pip",
-            "install",
             "--quiet",
             "--disable-pip-version-check",
-            "--upgrade",
-            "--target",
+            "--python",
         ];
         sh::run(
             sh::command("python3")
-                .args(flags)
-                .arg(dir)
+                .args(pip)
+                .arg(dir.join(inside))
+                .arg("install")
                 .args(PYTHON_PACKAGES),
         )
-        .context("the Python client's tests need python3 with pip")
     })
+    .context("the Python client's test needs python3 with pip")?;
+    Ok(dir.join(inside))
 }
 
 /// The folder with `node_modules`, installed if need be.
@@ -79,18 +89,15 @@ fn installed(
 }
 
 /// Runs the Python client.
-pub(crate) fn python(server: &Server, packages: &Path) -> Result<()> {
+pub(crate) fn run_python(server: &Server, python: &Path) -> Result<()> {
     let script = script("openai_client.py")?;
-    let mut command = sh::command("python3");
-    command
-        .arg(script)
-        .env("PYTHONPATH", packages)
-        .env("PYTHONDONTWRITEBYTECODE", "1");
+    let mut command = sh::command(python);
+    command.arg(script).env("PYTHONDONTWRITEBYTECODE", "1");
     sh::run(address(&mut command, server))
 }
 
 /// Runs the Node client, from a copy beside its `node_modules`, which is where Node looks for packages.
-pub(crate) fn node(server: &Server, packages: &Path) -> Result<()> {
+pub(crate) fn run_node(server: &Server, packages: &Path) -> Result<()> {
     let copy = packages.join("openai_client.mjs");
     fs::copy(script("openai_client.mjs")?, &copy)?;
     sh::run(address(sh::command("node").arg(copy), server))

@@ -191,11 +191,11 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
     });
     let Some(server) = server else { return };
     tally.check("the official Python client", || {
-        clients::python(&server, &clients::python_packages()?)
+        clients::run_python(&server, &clients::python()?)
     });
     if sh::exists("node") && sh::exists("npm") {
         tally.check("the official Node client", || {
-            clients::node(&server, &clients::node_packages()?)
+            clients::run_node(&server, &clients::node_packages()?)
         });
     } else {
         eprintln!("\n==> skipped: the official Node client (no `node` or no `npm` here)");
