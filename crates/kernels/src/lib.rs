@@ -27,6 +27,7 @@
 #![allow(unsafe_code)]
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod attention;
 pub mod bf16;
 pub mod gemm;
 mod isa;

@@ -50,6 +50,18 @@ pub trait Real:
     /// `c` points to a block that holds `C` and that nobody else touches meanwhile.
     #[doc(hidden)]
     unsafe fn gemm_serial(isa: crate::Isa, call: &crate::gemm::Call<'_, Self>, c: *mut Self);
+
+    /// `Y [m, n] = X [m, k] W^T` with a bf16 weight; see [`crate::bf16`]. In f64 the
+    /// activations keep their precision: the oracle of the rounding.
+    #[doc(hidden)]
+    fn bf16_matmul(
+        w: &crate::bf16::PackedBf16,
+        compute: &crate::Compute,
+        y: &mut [Self],
+        x: &[Self],
+        m: usize,
+        scratch: &mut Vec<u32>,
+    );
 }
 
 impl Real for f32 {
@@ -116,6 +128,16 @@ impl Real for f32 {
         // SAFETY: passed on to the caller.
         unsafe { crate::gemm::serial_f32(isa, call, c) };
     }
+    fn bf16_matmul(
+        w: &crate::bf16::PackedBf16,
+        compute: &crate::Compute,
+        y: &mut [Self],
+        x: &[Self],
+        m: usize,
+        scratch: &mut Vec<u32>,
+    ) {
+        w.matmul(compute, y, x, m, scratch);
+    }
 }
 
 impl Real for f64 {
@@ -153,6 +175,26 @@ impl Real for f64 {
     unsafe fn gemm_serial(_: crate::Isa, call: &crate::gemm::Call<'_, Self>, c: *mut Self) {
         // SAFETY: passed on to the caller.
         unsafe { crate::gemm::serial_scalar(call, c) };
+    }
+    fn bf16_matmul(
+        w: &crate::bf16::PackedBf16,
+        _: &crate::Compute,
+        y: &mut [Self],
+        x: &[Self],
+        m: usize,
+        _: &mut Vec<u32>,
+    ) {
+        assert!(
+            x.len() == m * w.k() && y.len() == m * w.n(),
+            "X is [m, k], Y is [m, n]"
+        );
+        let mut row = vec![0.0f32; w.k()];
+        for j in 0..w.n() {
+            w.row(&mut row, j);
+            for (x, y) in x.chunks_exact(w.k()).zip(y.chunks_exact_mut(w.n())) {
+                y[j] = x.iter().zip(&row).map(|(x, &w)| x * f64::from(w)).sum();
+            }
+        }
     }
 }
 

@@ -1,1 +1,28 @@
-//! The Llama family, forward and backward, with LoRA and a KV cache.
+//! The Llama family: configuration, weights, forward and hand-derived backward, LoRA and the
+//! key-value cache.
+//!
+//! Pure: no clock, no files but the ones handed in, no threads of its own, no randomness.
+//!
+//! Letters in shapes: `T` tokens, `D` width, `F` ffn width, `H` query heads, `K` key-value
+//! heads, `Dh` head width, `V` vocabulary, `L` layers, `R` LoRA rank.
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod block;
+mod cache;
+mod config;
+mod infer;
+mod linear;
+mod load;
+mod lora;
+mod rope;
+mod train;
+mod weights;
+
+pub use cache::KvCache;
+pub use config::{ConfigError, ModelConfig, RopeScaling};
+pub use infer::{InferWorkspace, Span, Wants};
+pub use linear::Precision;
+pub use load::{FileSource, LoadError, block_format, read as read_tensor};
+pub use lora::{Lora, LoraConfig, LoraLayout, LoraPart, LoraTensor, Proj};
+pub use train::{LossReport, PackedBatch, Target, TrainWorkspace};
+pub use weights::{Layer, Model, TensorSource};
