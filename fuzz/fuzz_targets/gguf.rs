@@ -1,3 +1,5 @@
+//! Any bytes as GGUF files.
+
 #![no_main]
 
 #[path = "../bodies/formats.rs"]

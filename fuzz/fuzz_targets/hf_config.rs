@@ -1,3 +1,5 @@
+//! Any bytes as `config.json` and `tokenizer_config.json`.
+
 #![no_main]
 
 #[path = "../bodies/formats.rs"]

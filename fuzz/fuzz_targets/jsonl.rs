@@ -1,3 +1,5 @@
+//! Any bytes as JSONL.
+
 #![no_main]
 
 #[path = "../bodies/formats.rs"]

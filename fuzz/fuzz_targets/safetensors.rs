@@ -1,3 +1,5 @@
+//! Any bytes as safetensors files.
+
 #![no_main]
 
 #[path = "../bodies/formats.rs"]

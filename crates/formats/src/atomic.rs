@@ -4,7 +4,8 @@
 //! step. Whatever happens before that step, the file that was there stays as it was and the temporary file is removed.
 
 use crate::FormatError;
-use std::fs::{self, File};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,29 +28,33 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Begins a file. The folder has to exist.
+    /// Begins a file. The folder has to exist. What a killed writer of the same file left behind is removed.
     pub fn create(target: &Path) -> Result<AtomicFile, FormatError> {
+        let refused = |e| FormatError::io("create", target, e);
+        let Some(name) = target.file_name() else {
+            return Err(refused(io::ErrorKind::InvalidFilename.into()));
+        };
+        remove_leftovers(target, name);
         // Process and counter make the name free, so that two writers do not share one.
         static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let Some(name) = target.file_name() else {
-            return Err(FormatError::io(
-                "create",
-                target,
-                io::ErrorKind::InvalidFilename.into(),
-            ));
-        };
-        let mut temp_name = std::ffi::OsString::from(".");
-        temp_name.push(name);
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        temp_name.push(format!(".{}-{count}.tmp", std::process::id()));
-        let temp = target.with_file_name(temp_name);
-        let file = File::create(&temp).map_err(|e| FormatError::io("create", target, e))?;
-        Ok(AtomicFile {
-            target: target.to_owned(),
-            temp,
-            file: Some(BufWriter::with_capacity(1 << 16, file)),
-            written: 0,
-        })
+        loop {
+            let mut temp_name = temp_prefix(name);
+            let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+            temp_name.push(format!("{}-{count}{TEMP_SUFFIX}", std::process::id()));
+            let temp = target.with_file_name(temp_name);
+            let file = File::create(&temp).map_err(refused)?;
+            // The lock says that the writer is alive. Someone who clears leftovers may have come in between: then
+            // the lock is taken or the file gone, and the next name is tried. Not every file system has locks.
+            if matches!(file.try_lock(), Err(TryLockError::WouldBlock)) || !temp.exists() {
+                continue;
+            }
+            return Ok(AtomicFile {
+                target: target.to_owned(),
+                temp,
+                file: Some(BufWriter::with_capacity(1 << 16, file)),
+                written: 0,
+            });
+        }
     }
 
     /// Appends bytes.
@@ -107,14 +112,48 @@ impl Drop for AtomicFile {
     }
 }
 
+const TEMP_SUFFIX: &str = ".tmp";
+
+/// How the names of a file's temporary files begin.
+fn temp_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".");
+    prefix
+}
+
+/// Removes temporary files of `target` whose writers are gone, which is to say that nobody holds their locks.
+fn remove_leftovers(target: &Path, name: &OsStr) {
+    let prefix = temp_prefix(name);
+    let Ok(entries) = fs::read_dir(folder_of(target)) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        let found = entry.file_name();
+        let ours = found
+            .as_encoded_bytes()
+            .strip_prefix(prefix.as_encoded_bytes());
+        let is_temp = ours
+            .and_then(|rest| rest.strip_suffix(TEMP_SUFFIX.as_bytes()))
+            .is_some_and(|rest| rest.iter().all(|b| b.is_ascii_digit() || *b == b'-'));
+        if is_temp && File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok()) {
+            // A leftover that cannot be removed is in nobody's way.
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn folder_of(target: &Path) -> &Path {
+    match target.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes a renaming last through a power cut: the folder is what records it.
 #[cfg(unix)]
 fn sync_folder(target: &Path) -> io::Result<()> {
-    let folder = match target.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    match File::open(folder)?.sync_all() {
+    match File::open(folder_of(target))?.sync_all() {
         // Some network file systems cannot sync a folder; the rename itself has succeeded.
         Err(e)
             if matches!(
@@ -168,6 +207,22 @@ mod tests {
         drop(file);
         assert_eq!(names(folder.path()), ["a.json"]);
         assert_eq!(fs::read(&path).unwrap(), b"one");
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_writer_are_removed_and_those_of_a_live_one_are_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        for name in [".a.json.123-0.tmp", ".a.json.5.x.tmp", ".b.json.123-0.tmp"] {
+            fs::write(folder.path().join(name), "half").unwrap();
+        }
+        let live = AtomicFile::create(&path).unwrap();
+        write(&path, b"two").unwrap();
+        live.commit().unwrap();
+        assert_eq!(
+            names(folder.path()),
+            [".a.json.5.x.tmp", ".b.json.123-0.tmp", "a.json"]
+        );
     }
 
     #[test]
