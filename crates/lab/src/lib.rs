@@ -2,7 +2,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod data;
-
 pub mod events;
 pub mod recipe;
 pub mod train;
+pub mod stats;
