@@ -2,7 +2,8 @@
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 pub mod data;
+pub mod eval;
 pub mod events;
 pub mod recipe;
-pub mod train;
 pub mod stats;
+pub mod train;
