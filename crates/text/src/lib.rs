@@ -1,1 +1,30 @@
 //! Text to tokens and back: tokenizers, chat templates, stop strings, grammar masks.
+//!
+//! The rule of this room: it runs other people's programs (chat templates, regexes, grammars), so all of
+//! them run with fuel, depth and size limits, and a failure is an error, never a quietly different answer.
+//!
+//! - [`Tokenizer`] turns text into ids, exactly as Hugging Face does, from `tokenizer.json` or GGUF metadata;
+//! - [`StreamDecoder`] turns ids back into text, one at a time, never splitting a character;
+//! - [`Message`], [`Tool`], [`ToolCall`] are the conversation, in OpenAI's shapes;
+//! - [`ChatTemplate`] renders a conversation; [`Chat`] is the one definition of prompt, loss mask and end
+//!   of turn that training, judging, chatting and serving share;
+//! - [`ConstraintEngine`] compiles JSON schemas, regexes, label sets and grammars into token masks;
+//! - [`StopStrings`] watches a stream for stop strings;
+
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
+mod chat;
+mod error;
+mod message;
+mod stop;
+mod stream;
+mod template;
+mod tokenizer;
+
+pub use chat::{Chat, Example};
+pub use error::TextError;
+pub use message::{Function, FunctionCall, Message, Role, Tool, ToolCall};
+pub use stop::{StopStrings, Watched};
+pub use stream::StreamDecoder;
+pub use template::{ChatTemplate, TemplateTokens};
+pub use tokenizer::{GgufVocab, Specials, TokenKind, Tokenizer};
