@@ -4,6 +4,7 @@
 pub mod data;
 pub mod eval;
 pub mod events;
+pub mod export;
 pub mod recipe;
 pub mod stats;
 pub mod train;

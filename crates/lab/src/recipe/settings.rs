@@ -189,7 +189,7 @@ impl Recipe {
         let optim = self.resolve_optim(facts, &mut chosen)?;
         let rank = self.lora.rank.unwrap_or(16);
         check(
-            rank >= 1 && rank <= 1024,
+            (1..=1024).contains(&rank),
             "lora.rank",
             "must be from 1 to 1024",
         )?;

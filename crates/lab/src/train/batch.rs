@@ -255,8 +255,8 @@ mod tests {
     #[test]
     fn the_seeded_order_is_pinned() {
         let lens = [3; 7];
-        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 0), @"");
-        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 1), @"");
+        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 0), @"[[1, 3], [4], [0, 5], [6, 2]]");
+        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 1), @"[[1, 0], [3], [4, 5], [2, 6]]");
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
+use bantam_formats::FormatError;
+
 /// Why a run could not be planned, started, continued or written.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -122,6 +124,20 @@ pub enum TrainError {
         /// What is wrong.
         reason: String,
     },
+    /// A merged model that cannot be written this way.
+    #[error("{}: {reason}", .path.display())]
+    Export {
+        /// The base or the target.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// The base does not make a model.
+    #[error(transparent)]
+    Model(#[from] bantam_model::LoadError),
+    /// A file of another format's.
+    #[error(transparent)]
+    Format(FormatError),
     /// The disk is full; the last complete checkpoint is untouched.
     #[error("{}: no space left to write; the last complete checkpoint is whole, so free some space and run the same command again", .path.display())]
     DiskFull {
@@ -136,6 +152,15 @@ pub enum TrainError {
         /// The trouble.
         source: io::Error,
     },
+}
+
+impl From<FormatError> for TrainError {
+    fn from(error: FormatError) -> Self {
+        match error {
+            FormatError::DiskFull { path, .. } => Self::DiskFull { path },
+            error => Self::Format(error),
+        }
+    }
 }
 
 impl TrainError {

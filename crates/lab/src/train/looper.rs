@@ -136,7 +136,9 @@ impl<T: Trainable> Session<'_, T> {
             }
             self.step(batches.at(self.snapshot.state.step), &mut grads)?;
             let step = self.snapshot.state.step;
-            if !self.plan.valid.is_empty() && (step % settings.valid.every == 0 || step == total) {
+            if !self.plan.valid.is_empty()
+                && (step.is_multiple_of(settings.valid.every) || step == total)
+            {
                 self.validate()?;
             }
             if self.checkpoint_due() {

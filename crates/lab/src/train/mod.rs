@@ -17,7 +17,7 @@ mod batch;
 mod checkpoint;
 mod error;
 mod looper;
-mod packed;
+mod lora;
 mod plan;
 pub mod rng;
 mod run_dir;
@@ -27,9 +27,10 @@ mod tests;
 #[cfg(test)]
 mod toy;
 
+pub use bantam_model::{LossReport, PackedBatch, Target};
 pub use batch::{BatchOrder, TrainRow, epoch_batches, micro_batches, pack, rows_sha256};
 pub use error::TrainError;
-pub use packed::{LossReport, PackedBatch, Target};
+pub use lora::{LoraTrainer, initial_lora};
 pub use plan::{PlanInput, TrainPlan};
 
 /// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
