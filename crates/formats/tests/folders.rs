@@ -182,3 +182,23 @@ fn what_is_not_a_model_is_told_what_would_be() {
     put(dir.path(), "config.json", " ".repeat(5 << 20));
     assert!(matches!(problem(dir.path()), Problem::OverCap { .. }));
 }
+
+/// The miniature models of the goldens, whose weights the reference implementation wrote.
+#[test]
+fn the_folders_of_the_goldens_are_read() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testkit/goldens");
+    for name in ["biased", "mha", "tied"] {
+        let model = open(&goldens.join(name));
+        let embedding = model.tensor("model.embed_tokens.weight").unwrap();
+        assert_eq!(
+            embedding.shape,
+            [model.config.vocab_size, model.config.hidden_size],
+            "{name}"
+        );
+        let key = model
+            .tensor("model.layers.0.self_attn.k_proj.weight")
+            .unwrap();
+        let rows = model.config.n_kv_heads() * model.config.head_width();
+        assert_eq!(key.shape, [rows, model.config.hidden_size], "{name}");
+    }
+}
