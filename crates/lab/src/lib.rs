@@ -6,5 +6,6 @@ pub mod eval;
 pub mod events;
 pub mod export;
 pub mod recipe;
+pub mod report;
 pub mod stats;
 pub mod train;
