@@ -2,6 +2,8 @@
 
 use serde_json::{Map, Value};
 
+use bantam_text::{Function, FunctionCall};
+
 use super::{Message, Role, Row, RowProblem, Tool, ToolCall, only_fields, string, wrong_type};
 
 type Object = Map<String, Value>;
@@ -39,7 +41,7 @@ pub(super) fn parse(row: &Object, line: usize) -> Result<Row, RowProblem> {
             Some("the assistant's turns are what is learnt"),
         ));
     }
-    if answers.all(|answer| answer.weight == Some(0)) {
+    if answers.all(|answer| !answer.is_trained()) {
         return Err(invalid(
             "messages",
             "have weight 0 in every assistant message: nothing would be learnt",
@@ -123,11 +125,11 @@ fn parse_message(value: &Value, place: &str, tools: &[Tool]) -> Result<Message, 
             place: place.to_owned(),
         });
     }
-    let weight = match message.get("weight") {
+    let trained = match message.get("weight") {
         None | Some(Value::Null) => None,
-        Some(weight) => Some(match weight.as_u64() {
-            Some(0) => 0,
-            Some(1) => 1,
+        Some(weight) => Some(match weight.as_f64() {
+            Some(0.0) => false,
+            Some(1.0) => true,
             _ => {
                 return Err(invalid(
                     &path("weight"),
@@ -143,7 +145,7 @@ fn parse_message(value: &Value, place: &str, tools: &[Tool]) -> Result<Message, 
         name: optional("name")?,
         tool_calls,
         tool_call_id,
-        weight,
+        trained,
     })
 }
 
@@ -189,7 +191,7 @@ fn parse_calls(calls: &[Value], place: &str, tools: &[Tool]) -> Result<Vec<ToolC
         let function = object(required(call, "function", &place)?, &place)?;
         only_fields(function, &["name", "arguments"], &place)?;
         let name = function_name(function, &place)?;
-        if !tools.iter().any(|tool| tool.name == name) {
+        if !tools.iter().any(|tool| tool.function.name == name) {
             let hint = Some("declare every tool that is called in the row's `tools`");
             return Err(invalid(
                 &format!("{place}.name"),
@@ -202,10 +204,11 @@ fn parse_calls(calls: &[Value], place: &str, tools: &[Tool]) -> Result<Vec<ToolC
         if !matches!(super::parse_strict(&arguments), Ok(Value::Object(_))) {
             return Err(invalid(&path, "is not the text of a JSON object", None));
         }
+        let function = FunctionCall { name, arguments };
         parsed.push(ToolCall {
             id,
-            name,
-            arguments,
+            kind: "function".to_owned(),
+            function,
         });
     }
     Ok(parsed)
@@ -226,7 +229,7 @@ fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, RowProblem> {
             &place,
         )?;
         let name = function_name(function, &place)?;
-        if parsed.iter().any(|earlier| earlier.name == name) {
+        if parsed.iter().any(|earlier| earlier.function.name == name) {
             return Err(invalid(
                 &format!("{place}.name"),
                 &format!("declares `{name}` twice"),
@@ -243,10 +246,26 @@ fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, RowProblem> {
                 object(schema, &format!("{place}.parameters")).map(|_| Some(schema.clone()))?
             }
         };
-        parsed.push(Tool {
+        let strict = match function.get("strict") {
+            None | Some(Value::Null) => None,
+            Some(Value::Bool(strict)) => Some(*strict),
+            Some(other) => {
+                return Err(wrong_type(
+                    other,
+                    &format!("{place}.strict"),
+                    "true or false",
+                ));
+            }
+        };
+        let function = Function {
             name,
             description,
             parameters,
+            strict,
+        };
+        parsed.push(Tool {
+            kind: "function".to_owned(),
+            function,
         });
     }
     Ok(parsed)

@@ -56,8 +56,8 @@ fn key(row: &Row, takes: impl Fn(&Message) -> bool) -> String {
             &words
         });
         for call in &message.tool_calls {
-            out.push_str(&call.name);
-            out.push_str(&call.arguments);
+            out.push_str(&call.function.name);
+            out.push_str(&call.function.arguments);
         }
         out.push('\n');
     }

@@ -14,7 +14,6 @@
 mod chat;
 mod leak;
 mod lines;
-mod message;
 mod strict_json;
 
 use std::fmt;
@@ -29,7 +28,7 @@ pub use leak::{
 pub use lines::MAX_LINE_BYTES;
 pub use strict_json::parse_strict;
 
-pub use message::{Message, Role, Tool, ToolCall};
+pub use bantam_text::{Message, Role, Tool, ToolCall};
 
 /// One example: a conversation whose assistant turns are the answers.
 #[derive(Debug, Clone, PartialEq)]
@@ -360,7 +359,7 @@ fn parse_row(
         if !has_own {
             parsed
                 .messages
-                .insert(0, Message::text(Role::System, system));
+                .insert(0, Message::new(Role::System, system));
         }
     }
     Ok(parsed)
@@ -388,8 +387,8 @@ fn pair(
         Ok(text)
     };
     let messages = vec![
-        Message::text(Role::User, text_of(ask)?),
-        Message::text(Role::Assistant, text_of(answer)?),
+        Message::new(Role::User, text_of(ask)?),
+        Message::new(Role::Assistant, text_of(answer)?),
     ];
     Ok(Row {
         messages,

@@ -44,8 +44,8 @@ fn the_three_shapes() {
     );
     assert_eq!(rows[0].messages[1].content.as_deref(), Some("one two"));
     assert_eq!(
-        (rows[0].messages[2].weight, rows[0].messages[4].weight),
-        (Some(0), Some(1))
+        (rows[0].messages[2].trained, rows[0].messages[4].trained),
+        (Some(false), Some(true))
     );
 }
 

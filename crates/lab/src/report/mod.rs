@@ -11,8 +11,8 @@ use askama::Template;
 
 pub use chart::LossCurve;
 pub use scorecard::{
-    Comparison, Environment, Estimate, Measurement, ReportError, SCHEMA, Score, Scorecard, Source, System, SystemKind,
-    TestSet, Verdict,
+    Comparison, Environment, Estimate, Measurement, ReportError, SCHEMA, Score, Scorecard, Source,
+    System, SystemKind, TestSet, Verdict,
 };
 pub use table::text_table;
 
@@ -64,7 +64,9 @@ pub struct ExampleAnswer {
 ///
 /// All outcomes must be of the same rows.
 pub fn examples(outcomes: &[(&str, &EvalOutcome)], n: usize) -> Vec<Example> {
-    let Some((_, first)) = outcomes.first() else { return Vec::new() };
+    let Some((_, first)) = outcomes.first() else {
+        return Vec::new();
+    };
     let n = n.min(first.per_row.len());
     let row_at = |i: usize| i * first.per_row.len() / n;
     let example = |idx: usize| Example {
@@ -94,7 +96,10 @@ impl Report {
 
     /// Writes `report.html`, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
-        Ok(bantam_formats::atomic::write(path, self.to_html()?.as_bytes())?)
+        Ok(bantam_formats::atomic::write(
+            path,
+            self.to_html()?.as_bytes(),
+        )?)
     }
 }
 
@@ -137,7 +142,6 @@ struct SetTable {
 
 struct SetRow {
     name: String,
-    note: String,
     is_ours: bool,
     cells: Vec<String>,
 }
@@ -145,7 +149,10 @@ struct SetRow {
 impl<'a> Page<'a> {
     fn of(report: &'a Report) -> Page<'a> {
         let card = &report.scorecard;
-        let curve = report.curve.as_ref().filter(|curve| !curve.train.is_empty());
+        let curve = report
+            .curve
+            .as_ref()
+            .filter(|curve| !curve.train.is_empty());
         Page {
             report,
             card,
@@ -157,9 +164,17 @@ impl<'a> Page<'a> {
                 narrow: loss_chart(curve, NARROW),
             }),
             loss_rows: curve.map(loss_rows).unwrap_or_default(),
-            sets: card.test_sets.iter().map(|set| set_table(card, set)).collect(),
+            sets: card
+                .test_sets
+                .iter()
+                .map(|set| set_table(card, set))
+                .collect(),
             costs: card.systems.iter().map(cost_row).collect(),
-            differences: card.comparisons.iter().map(|comparison| difference_row(card, comparison)).collect(),
+            differences: card
+                .comparisons
+                .iter()
+                .map(|comparison| difference_row(card, comparison))
+                .collect(),
             methods: methods(card),
         }
     }
@@ -168,26 +183,56 @@ impl<'a> Page<'a> {
 /// For each set the specialised system's headline score beside the best of the others.
 fn tiles(card: &Scorecard) -> Vec<Tile> {
     let mut tiles = Vec::new();
-    let Some(ours) = card.systems.iter().find(|system| system.kind == SystemKind::Specialised) else { return tiles };
+    let Some(ours) = card
+        .systems
+        .iter()
+        .find(|system| system.kind == SystemKind::Specialised)
+    else {
+        return tiles;
+    };
     for set in &card.test_sets {
-        let Some(score) = card.result(&ours.id, &set.id).and_then(|result| result.scores.first()) else { continue };
+        let Some(score) = card
+            .result(&ours.id, &set.id)
+            .and_then(|result| result.scores.first())
+        else {
+            continue;
+        };
         let others = card.systems.iter().filter(|system| system.id != ours.id);
         let best = others
-            .filter_map(|system| Some((system, card.result(&system.id, &set.id)?.score(&score.metric)?.value)))
+            .filter_map(|system| {
+                Some((
+                    system,
+                    card.result(&system.id, &set.id)?
+                        .score(&score.metric)?
+                        .value,
+                ))
+            })
             .max_by(|a, b| a.1.total_cmp(&b.1));
         tiles.push(Tile {
             label: format!("{}, {}", score.metric, set.name),
             value: format!("{:.1}%", 100.0 * score.estimate.value),
-            note: best.map_or(String::new(), |(system, value)| format!("best other: {:.1}% ({})", 100.0 * value, system.name)),
+            note: best.map_or(String::new(), |(system, value)| {
+                format!("best other: {:.1}% ({})", 100.0 * value, system.name)
+            }),
         });
     }
     if let Some(bytes) = ours.model_bytes {
-        let note = ours.peak_rss_mb.map_or(String::new(), |mb| format!("{mb:.0} MB of memory at its peak"));
-        tiles.push(Tile { label: "model size".to_owned(), value: table::bytes(bytes), note });
+        let note = ours.peak_rss_mb.map_or(String::new(), |mb| {
+            format!("{mb:.0} MB of memory at its peak")
+        });
+        tiles.push(Tile {
+            label: "model size".to_owned(),
+            value: table::bytes(bytes),
+            note,
+        });
     }
     if let Some(seconds) = ours.train_s {
         let note = format!("on {} threads", card.environment.threads);
-        tiles.push(Tile { label: "training".to_owned(), value: table::duration(seconds), note });
+        tiles.push(Tile {
+            label: "training".to_owned(),
+            value: table::duration(seconds),
+            note,
+        });
     }
     tiles
 }
@@ -205,16 +250,34 @@ fn charts(card: &Scorecard) -> Vec<Chart> {
     let dot = |system: &System, set: &TestSet, metric: &str| {
         let score = card.result(&system.id, &set.id)?.score(metric)?;
         let is_ours = system.kind == SystemKind::Specialised;
-        Some(Dot { name: system.name.clone(), value: score.value, ci95: score.ci95, is_ours })
+        Some(Dot {
+            name: system.name.clone(),
+            value: score.value,
+            ci95: score.ci95,
+            is_ours,
+        })
     };
     let panel = |set: &TestSet, metric: &str| Panel {
         heading: format!("{} ({} rows)", set.name, set.rows),
-        dots: card.systems.iter().filter_map(|system| dot(system, set, metric)).collect(),
+        dots: card
+            .systems
+            .iter()
+            .filter_map(|system| dot(system, set, metric))
+            .collect(),
     };
     let chart = |metric: &&str| {
-        let panels: Vec<Panel> = card.test_sets.iter().map(|set| panel(set, metric)).filter(|p| !p.dots.is_empty()).collect();
+        let panels: Vec<Panel> = card
+            .test_sets
+            .iter()
+            .map(|set| panel(set, metric))
+            .filter(|p| !p.dots.is_empty())
+            .collect();
         let draw = |width| dot_chart(metric, &panels, width);
-        Chart { title: (*metric).to_owned(), wide: draw(WIDE), narrow: draw(NARROW) }
+        Chart {
+            title: (*metric).to_owned(),
+            wide: draw(WIDE),
+            narrow: draw(NARROW),
+        }
     };
     metrics.iter().map(chart).collect()
 }
@@ -227,10 +290,20 @@ fn loss_rows(curve: &LossCurve) -> Vec<[String; 3]> {
         let every = smooth.len().div_ceil(20).max(1);
         steps = smooth.iter().step_by(every).map(|point| point.0).collect();
     }
-    let at = |points: &[(f64, f64)], step: f64| points.iter().rev().find(|point| point.0 <= step).map(|point| point.1);
+    let at = |points: &[(f64, f64)], step: f64| {
+        points
+            .iter()
+            .rev()
+            .find(|point| point.0 <= step)
+            .map(|point| point.1)
+    };
     let show = |loss: Option<f64>| loss.map_or("-".to_owned(), |loss| format!("{loss:.4}"));
     let row = |step: f64| {
-        let valid = curve.valid.iter().find(|point| point.0 == step).map(|point| point.1);
+        let valid = curve
+            .valid
+            .iter()
+            .find(|point| point.0 == step)
+            .map(|point| point.1);
         [format!("{step}"), show(at(&smooth, step)), show(valid)]
     };
     steps.into_iter().map(row).collect()
@@ -238,18 +311,27 @@ fn loss_rows(curve: &LossCurve) -> Vec<[String; 3]> {
 
 fn set_table(card: &Scorecard, set: &TestSet) -> SetTable {
     let metrics = card.metrics(&set.id);
-    let mut heads: Vec<String> = metrics.iter().map(|metric| format!("{metric}, % [95% CI]")).collect();
+    let mut heads: Vec<String> = metrics
+        .iter()
+        .map(|metric| format!("{metric}, % [95% CI]"))
+        .collect();
     heads.extend(["p50 ms", "p95 ms", "tok/s", "failed rows"].map(str::to_owned));
     let row = |system: &System| {
         let result = card.result(&system.id, &set.id)?;
         let score = |metric: &&str| {
-            result.score(metric).map_or("-".to_owned(), |score| table::percent_with_interval(score.value, score.ci95))
+            result.score(metric).map_or("-".to_owned(), |score| {
+                table::percent_with_interval(score.value, score.ci95)
+            })
         };
         let mut cells: Vec<String> = metrics.iter().map(score).collect();
         cells.extend([result.p50_ms, result.p95_ms, result.tok_per_s].map(table::number));
         cells.push(table::failed(result));
         let is_ours = system.kind == SystemKind::Specialised;
-        Some(SetRow { name: system.name.clone(), note: system.note.clone(), is_ours, cells })
+        Some(SetRow {
+            name: system.name.clone(),
+            is_ours,
+            cells,
+        })
     };
     SetTable {
         name: format!("{} ({} rows)", set.name, set.rows),
@@ -271,15 +353,29 @@ fn cost_row(system: &System) -> [String; 5] {
 }
 
 fn difference_row(card: &Scorecard, comparison: &Comparison) -> [String; 7] {
-    let set = card.test_sets.iter().find(|set| set.id == comparison.test_set);
+    let set = card
+        .test_sets
+        .iter()
+        .find(|set| set.id == comparison.test_set);
     let difference = &comparison.difference;
     [
-        format!("{} − {}", card.system_name(&comparison.system), card.system_name(&comparison.against)),
+        format!(
+            "{} − {}",
+            card.system_name(&comparison.system),
+            card.system_name(&comparison.against)
+        ),
         set.map_or(comparison.test_set.clone(), |set| set.name.clone()),
         comparison.metric.clone(),
         table::signed_with_interval(difference.value, difference.ci95),
-        comparison.mcnemar.map_or("-".to_owned(), |test| table::p_value(test.p_value)),
-        if comparison.intervals_disjoint { "disjoint" } else { "overlap" }.to_owned(),
+        comparison
+            .mcnemar
+            .map_or("-".to_owned(), |test| table::p_value(test.p_value)),
+        if comparison.intervals_disjoint {
+            "disjoint"
+        } else {
+            "overlap"
+        }
+        .to_owned(),
         table::verdict(comparison.verdict).to_owned(),
     ]
 }
@@ -290,7 +386,8 @@ fn methods(card: &Scorecard) -> Vec<String> {
     let of_scores = card.results.iter().flat_map(|result| &result.scores);
     let scores = of_scores.map(|score| format!("{}: {}", score.metric, score.estimate.interval));
     let differences = card.comparisons.iter();
-    let differences = differences.map(|c| format!("difference of {}: {}", c.metric, c.difference.interval));
+    let differences =
+        differences.map(|c| format!("difference of {}: {}", c.metric, c.difference.interval));
     for method in scores.chain(differences) {
         if !methods.contains(&method) {
             methods.push(method);

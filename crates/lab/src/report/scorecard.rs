@@ -102,7 +102,11 @@ pub struct Estimate {
 
 impl Estimate {
     fn new(value: f64, interval: Interval) -> Estimate {
-        Estimate { value, ci95: [interval.lo, interval.hi], interval: interval.method }
+        Estimate {
+            value,
+            ci95: [interval.lo, interval.hi],
+            interval: interval.method,
+        }
     }
 
     fn is_disjoint(&self, other: &Estimate) -> bool {
@@ -204,7 +208,11 @@ pub struct Source {
 
 impl Scorecard {
     /// A scorecard without results.
-    pub fn new(title: impl Into<String>, created: impl Into<String>, environment: Environment) -> Scorecard {
+    pub fn new(
+        title: impl Into<String>,
+        created: impl Into<String>,
+        environment: Environment,
+    ) -> Scorecard {
         Scorecard {
             schema: SCHEMA.to_owned(),
             title: title.into(),
@@ -217,7 +225,8 @@ impl Scorecard {
             provenance: Vec::new(),
             definitions: vec![
                 "every row is in every score; a row without an answer scores 0".to_owned(),
-                "intervals are 95%; those of a difference resample the same rows of both systems".to_owned(),
+                "intervals are 95%; those of a difference resample the same rows of both systems"
+                    .to_owned(),
                 COST_DEFINITIONS.to_owned(),
             ],
         }
@@ -240,18 +249,42 @@ impl Scorecard {
     /// Adds the paired differences of one system to another on one set, one for each score they share.
     ///
     /// Panics if the two were not judged on the same rows by the same metric.
-    pub fn compare(&mut self, test_set: &str, ours: (&str, &EvalOutcome), theirs: (&str, &EvalOutcome)) {
+    pub fn compare(
+        &mut self,
+        test_set: &str,
+        ours: (&str, &EvalOutcome),
+        theirs: (&str, &EvalOutcome),
+    ) {
         let (a, b) = (ours.1, theirs.1);
-        assert_eq!((a.metric, a.rows), (b.metric, b.rows), "a paired comparison needs the same rows and metric");
+        assert_eq!(
+            (a.metric, a.rows),
+            (b.metric, b.rows),
+            "a paired comparison needs the same rows and metric"
+        );
         let parts = |outcome: &EvalOutcome| -> Vec<Part> {
-            outcome.per_row.iter().map(|row| Part::mean(row.score)).collect()
+            outcome
+                .per_row
+                .iter()
+                .map(|row| Part::mean(row.score))
+                .collect()
         };
         let field_parts = |outcome: &EvalOutcome| -> Vec<Part> {
-            outcome.per_row.iter().filter_map(|row| row.fields).map(|fields| fields.part()).collect()
+            outcome
+                .per_row
+                .iter()
+                .filter_map(|row| row.fields)
+                .map(|fields| fields.part())
+                .collect()
         };
-        let right = |outcome: &EvalOutcome| -> Vec<bool> { outcome.per_row.iter().map(|row| row.correct).collect() };
+        let right = |outcome: &EvalOutcome| -> Vec<bool> {
+            outcome.per_row.iter().map(|row| row.correct).collect()
+        };
         for (i, (our_score, their_score)) in scores(a).into_iter().zip(scores(b)).enumerate() {
-            let (x, y) = if i == 0 { (parts(a), parts(b)) } else { (field_parts(a), field_parts(b)) };
+            let (x, y) = if i == 0 {
+                (parts(a), parts(b))
+            } else {
+                (field_parts(a), field_parts(b))
+            };
             let interval = stats::paired_bootstrap(&x, &y, &Bootstrap::default());
             let verdict = match () {
                 () if interval.lo > 0.0 => Verdict::Better,
@@ -274,18 +307,27 @@ impl Scorecard {
 
     /// The result of a system on a set, both by id.
     pub fn result(&self, system: &str, test_set: &str) -> Option<&Measurement> {
-        self.results.iter().find(|result| result.system == system && result.test_set == test_set)
+        self.results
+            .iter()
+            .find(|result| result.system == system && result.test_set == test_set)
     }
 
     /// The name of the system with this id, or the id.
     pub fn system_name<'a>(&'a self, id: &'a str) -> &'a str {
-        self.systems.iter().find(|system| system.id == id).map_or(id, |system| &system.name)
+        self.systems
+            .iter()
+            .find(|system| system.id == id)
+            .map_or(id, |system| &system.name)
     }
 
     /// The scores that any system has on this set, in the order they first appear.
     pub fn metrics(&self, test_set: &str) -> Vec<&str> {
         let mut metrics: Vec<&str> = Vec::new();
-        for result in self.results.iter().filter(|result| result.test_set == test_set) {
+        for result in self
+            .results
+            .iter()
+            .filter(|result| result.test_set == test_set)
+        {
             for score in &result.scores {
                 if !metrics.contains(&score.metric.as_str()) {
                     metrics.push(&score.metric);
@@ -302,24 +344,49 @@ impl Scorecard {
 
     /// Writes `scorecard.json`, whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
-        Ok(bantam_formats::atomic::write(path, self.to_json()?.as_bytes())?)
+        Ok(bantam_formats::atomic::write(
+            path,
+            self.to_json()?.as_bytes(),
+        )?)
     }
 }
 
 impl Measurement {
     /// The score of this name.
     pub fn score(&self, metric: &str) -> Option<&Estimate> {
-        self.scores.iter().find(|score| score.metric == metric).map(|score| &score.estimate)
+        self.scores
+            .iter()
+            .find(|score| score.metric == metric)
+            .map(|score| &score.estimate)
     }
 }
 
 fn scores(outcome: &EvalOutcome) -> Vec<Score> {
-    let headline = Estimate { value: outcome.score, ci95: outcome.ci95, interval: outcome.interval.clone() };
-    let mut scores = vec![Score { metric: outcome.metric.score_name().to_owned(), estimate: headline }];
-    if let Extras::Fields { field_f1, field_f1_ci95, field_f1_interval, .. } = &outcome.extras {
-        let estimate =
-            Estimate { value: *field_f1, ci95: *field_f1_ci95, interval: field_f1_interval.clone() };
-        scores.push(Score { metric: "field F1".to_owned(), estimate });
+    let headline = Estimate {
+        value: outcome.score,
+        ci95: outcome.ci95,
+        interval: outcome.interval.clone(),
+    };
+    let mut scores = vec![Score {
+        metric: outcome.metric.score_name().to_owned(),
+        estimate: headline,
+    }];
+    if let Extras::Fields {
+        field_f1,
+        field_f1_ci95,
+        field_f1_interval,
+        ..
+    } = &outcome.extras
+    {
+        let estimate = Estimate {
+            value: *field_f1,
+            ci95: *field_f1_ci95,
+            interval: field_f1_interval.clone(),
+        };
+        scores.push(Score {
+            metric: "field F1".to_owned(),
+            estimate,
+        });
     }
     scores
 }

@@ -13,39 +13,64 @@ pub fn text_table(card: &Scorecard) -> String {
         table[0].extend(metrics.iter().map(|metric| format!("{metric} % [95% CI]")));
         table[0].extend(["p50 ms", "p95 ms", "tok/s", "failed"].map(str::to_owned));
         for system in &card.systems {
-            let Some(result) = card.result(&system.id, &set.id) else { continue };
+            let Some(result) = card.result(&system.id, &set.id) else {
+                continue;
+            };
             let mut row = vec![system.name.clone()];
             for metric in &metrics {
-                row.push(result.score(metric).map_or("-".to_owned(), |score| percent_with_interval(score.value, score.ci95)));
+                row.push(result.score(metric).map_or("-".to_owned(), |score| {
+                    percent_with_interval(score.value, score.ci95)
+                }));
             }
-            row.extend([number(result.p50_ms), number(result.p95_ms), number(result.tok_per_s), failed(result)]);
+            row.extend([
+                number(result.p50_ms),
+                number(result.p95_ms),
+                number(result.tok_per_s),
+                failed(result),
+            ]);
             table.push(row);
         }
         let _ = writeln!(out, "{} ({} rows)", set.name, set.rows);
         aligned(&mut out, &table);
         out.push('\n');
     }
-    let mut costs = vec![["system", "model", "peak memory", "training"].map(str::to_owned).to_vec()];
+    let mut costs = vec![
+        ["system", "model", "peak memory", "training"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
     for system in &card.systems {
         costs.push(vec![
             system.name.clone(),
             system.model_bytes.map_or("-".to_owned(), bytes),
-            system.peak_rss_mb.map_or("-".to_owned(), |mb| format!("{mb:.0} MB")),
+            system
+                .peak_rss_mb
+                .map_or("-".to_owned(), |mb| format!("{mb:.0} MB")),
             system.train_s.map_or("-".to_owned(), duration),
         ]);
     }
     aligned(&mut out, &costs);
     if !card.comparisons.is_empty() {
         out.push_str("\npaired differences, in points\n");
-        let mut table = vec![["", "on", "score", "difference [95% CI]", "p", "verdict"].map(str::to_owned).to_vec()];
+        let mut table = vec![
+            ["", "on", "score", "difference [95% CI]", "p", "verdict"]
+                .map(str::to_owned)
+                .to_vec(),
+        ];
         for comparison in &card.comparisons {
             let difference = &comparison.difference;
             table.push(vec![
-                format!("{} - {}", card.system_name(&comparison.system), card.system_name(&comparison.against)),
+                format!(
+                    "{} - {}",
+                    card.system_name(&comparison.system),
+                    card.system_name(&comparison.against)
+                ),
                 comparison.test_set.clone(),
                 comparison.metric.clone(),
                 signed_with_interval(difference.value, difference.ci95),
-                comparison.mcnemar.map_or("-".to_owned(), |test| p_value(test.p_value)),
+                comparison
+                    .mcnemar
+                    .map_or("-".to_owned(), |test| p_value(test.p_value)),
                 verdict(comparison.verdict).to_owned(),
             ]);
         }
@@ -56,8 +81,16 @@ pub fn text_table(card: &Scorecard) -> String {
 
 fn aligned(out: &mut String, table: &[Vec<String>]) {
     let n_columns = table.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| table.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..n_columns).map(|column| width(column).unwrap_or(0)).collect();
+    let width = |column: usize| {
+        table
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+    };
+    let widths: Vec<usize> = (0..n_columns)
+        .map(|column| width(column).unwrap_or(0))
+        .collect();
     for (i, row) in table.iter().enumerate() {
         let mut line = String::from("  ");
         for (column, cell) in row.iter().enumerate() {
@@ -77,16 +110,30 @@ fn aligned(out: &mut String, table: &[Vec<String>]) {
 
 /// `71.4 [68.2, 74.4]`.
 pub(super) fn percent_with_interval(value: f64, ci95: [f64; 2]) -> String {
-    format!("{:.1} [{:.1}, {:.1}]", 100.0 * value, 100.0 * ci95[0], 100.0 * ci95[1])
+    format!(
+        "{:.1} [{:.1}, {:.1}]",
+        100.0 * value,
+        100.0 * ci95[0],
+        100.0 * ci95[1]
+    )
 }
 
 /// `+51.0 [+47.2, +54.9]`.
 pub(super) fn signed_with_interval(value: f64, ci95: [f64; 2]) -> String {
-    format!("{:+.1} [{:+.1}, {:+.1}]", 100.0 * value, 100.0 * ci95[0], 100.0 * ci95[1])
+    format!(
+        "{:+.1} [{:+.1}, {:+.1}]",
+        100.0 * value,
+        100.0 * ci95[0],
+        100.0 * ci95[1]
+    )
 }
 
 pub(super) fn p_value(p: f64) -> String {
-    if p < 0.0001 { "< 0.0001".to_owned() } else { format!("{p:.4}") }
+    if p < 0.0001 {
+        "< 0.0001".to_owned()
+    } else {
+        format!("{p:.4}")
+    }
 }
 
 pub(super) fn verdict(verdict: Verdict) -> &'static str {
@@ -110,10 +157,21 @@ pub(super) fn number(value: Option<f64>) -> String {
 /// The rows that went wrong, by kind; `0` when none did.
 pub(super) fn failed(result: &Measurement) -> String {
     let failures = result.failures;
-    let kinds = [(failures.no_answer, "no answer"), (failures.cut_off, "cut off"), (failures.invalid_json, "not JSON")];
-    let named: Vec<String> =
-        kinds.iter().filter(|(n, _)| *n > 0).map(|(n, kind)| format!("{n} {kind}")).collect();
-    if named.is_empty() { "0".to_owned() } else { named.join(", ") }
+    let kinds = [
+        (failures.no_answer, "no answer"),
+        (failures.cut_off, "cut off"),
+        (failures.invalid_json, "not JSON"),
+    ];
+    let named: Vec<String> = kinds
+        .iter()
+        .filter(|(n, _)| *n > 0)
+        .map(|(n, kind)| format!("{n} {kind}"))
+        .collect();
+    if named.is_empty() {
+        "0".to_owned()
+    } else {
+        named.join(", ")
+    }
 }
 
 /// `98.9 MB`, in powers of ten.
