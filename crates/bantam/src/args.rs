@@ -42,7 +42,7 @@ pub(crate) enum Command {
     /// List the base models of the catalogue and which of them are cached
     Models(ModelsArgs),
     /// Specialise a base model on your own examples
-    Train(TrainArgs),
+    Train(Box<TrainArgs>),
     /// Score a model on held-out examples
     Eval(EvalArgs),
     /// Talk to a model in the terminal

@@ -133,6 +133,7 @@ impl Cache {
     /// A folder for a fetch's own files, removed when it is dropped; on the cache's file system, so that its files can be renamed into it.
     pub(crate) fn scratch(&self) -> anyhow::Result<Scratch> {
         let folder = self.folder("partial")?;
+        sweep(&folder);
         // Ours alone: the process, and a count within it.
         static COUNT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
         let count = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -261,6 +262,22 @@ impl Cache {
         let path = self.root.join(name);
         fs_err::create_dir_all(&path)?;
         Ok(path)
+    }
+}
+
+/// Removes scratch folders that a killed process left behind: those untouched for a day.
+fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let age = entry
+            .metadata()
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|time| time.elapsed().ok());
+        let is_scratch = entry.file_name().to_string_lossy().starts_with("scratch-");
+        if is_scratch && age.is_some_and(|age| age.as_secs() > 86_400) {
+            // Left behind, it is only wasted space.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Ctrl-C: the first asks for a clean stop, the second stops at once.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::EXIT_INTERRUPTED;
 
@@ -20,4 +20,59 @@ pub(crate) fn watch() -> anyhow::Result<Arc<AtomicBool>> {
         signal_hook::flag::register(signal, flag.clone())?;
     }
     Ok(flag)
+}
+
+/// Ctrl-C in a conversation: it stops an answer, and ends the process between answers.
+pub(crate) struct Pause {
+    /// Nothing is being answered: a signal ends the process.
+    idle: Arc<AtomicBool>,
+    /// A signal came.
+    stop: Arc<AtomicBool>,
+}
+
+impl Pause {
+    /// Listens from now on.
+    pub(crate) fn watch() -> anyhow::Result<Self> {
+        let pause = Self {
+            idle: Arc::new(AtomicBool::new(true)),
+            stop: Arc::new(AtomicBool::new(false)),
+        };
+        let signal = signal_hook::consts::SIGINT;
+        signal_hook::flag::register_conditional_shutdown(
+            signal,
+            i32::from(EXIT_INTERRUPTED),
+            pause.idle.clone(),
+        )?;
+        signal_hook::flag::register(signal, pause.stop.clone())?;
+        Ok(pause)
+    }
+
+    /// An answer begins; it ends when the value is dropped.
+    pub(crate) fn answering(&self) -> Answering {
+        self.stop.store(false, Ordering::SeqCst);
+        self.idle.store(false, Ordering::SeqCst);
+        Answering {
+            idle: self.idle.clone(),
+            stop: self.stop.clone(),
+        }
+    }
+}
+
+/// An answer in the making.
+pub(crate) struct Answering {
+    idle: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Answering {
+    /// Whether the user wants it to stop.
+    pub(crate) fn stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Answering {
+    fn drop(&mut self) {
+        self.idle.store(true, Ordering::SeqCst);
+    }
 }

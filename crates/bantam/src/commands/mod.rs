@@ -4,6 +4,7 @@ mod doctor;
 mod inspect;
 mod models;
 mod pull;
+mod train;
 
 use std::sync::atomic::AtomicBool;
 
@@ -58,6 +59,10 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Demo(settings) => demo::run(context, &settings),
         Action::Pull(settings) => pull::run(context, &settings),
         Action::Models(settings) => models::run(context, &settings),
+        Action::Train(settings) => train::run(context, &settings),
+        Action::Eval(_) | Action::Chat(_) | Action::Serve(_) => {
+            anyhow::bail!("this command is not in this build yet")
+        }
         Action::Inspect(settings) => inspect::run(context, &settings),
         Action::Doctor(settings) => doctor::run(context, &settings),
     }

@@ -12,6 +12,13 @@ use anyhow::anyhow;
 use crate::args::{Command, DemoArgs, GlobalArgs, InspectArgs, PullArgs, ThreadsArg};
 use crate::error::advise;
 
+mod work;
+
+pub(crate) use self::work::{
+    ChatSettings, ConstraintChoice, EvalSettings, MetricChoice, ServeSettings, TrainMode,
+    TrainSettings,
+};
+
 /// The environment as it was when the process began.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Environment {
@@ -159,6 +166,14 @@ pub(crate) enum Action {
     Pull(PullSettings),
     /// `bantam models`
     Models(ModelsSettings),
+    /// `bantam train`
+    Train(Box<TrainSettings>),
+    /// `bantam eval`
+    Eval(EvalSettings),
+    /// `bantam chat`
+    Chat(ChatSettings),
+    /// `bantam serve`
+    Serve(ServeSettings),
     /// `bantam inspect`
     Inspect(InspectSettings),
     /// `bantam doctor`
@@ -257,13 +272,10 @@ impl Action {
             Command::Doctor(args) => Self::Doctor(DoctorSettings {
                 json: args.json.json,
             }),
-            Command::Inspect(_)
-            | Command::Train(_)
-            | Command::Eval(_)
-            | Command::Chat(_)
-            | Command::Serve(_) => {
-                anyhow::bail!("this command is not in this build yet")
-            }
+            Command::Train(args) => Self::Train(Box::new(TrainSettings::resolve(*args)?)),
+            Command::Eval(args) => Self::Eval(EvalSettings::resolve(args)),
+            Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
+            Command::Serve(args) => Self::Serve(ServeSettings::resolve(args)?),
         })
     }
 }

@@ -1,0 +1,250 @@
+//! `bantam train`: a base model and rows become a run directory, resumable at any step.
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use bantam_kernels::Compute;
+use bantam_lab::data::{self, Row, RowOptions};
+use bantam_lab::events::RunEvent;
+use bantam_lab::export::AdapterIdentity;
+use bantam_lab::recipe::Recipe;
+use bantam_lab::train::{
+    self, BatchOrder, LoraTrainer, Outcome, PlanInput, TrainPlan, TrainResult,
+};
+
+use super::Context;
+use crate::error::{Interrupted, advise};
+use crate::interrupt;
+use crate::loader::{Base, rows};
+use crate::printer::{self, Printer, Table, duration, thousands};
+use crate::progress::Progress;
+use crate::settings::{TrainMode, TrainSettings};
+
+/// Trains, or shows what would be trained on.
+pub(crate) fn run(context: &Context, settings: &TrainSettings) -> anyhow::Result<()> {
+    let cancel = interrupt::watch()?;
+    let base = Base::open(context, &settings.base, &cancel)?;
+    match &settings.mode {
+        TrainMode::Preview(n) => preview(&context.printer, &base, settings, *n),
+        TrainMode::Run(out) => {
+            let result = fit(&context.printer, &base, settings, out, &cancel)?;
+            if settings.json {
+                context.printer.json(&result)
+            } else {
+                show(&context.printer, &result, out)
+            }
+        }
+    }
+}
+
+/// Prints rows as the model will see them, the loss mask visible.
+fn preview(
+    printer: &Printer,
+    base: &Base,
+    settings: &TrainSettings,
+    n: usize,
+) -> anyhow::Result<()> {
+    let rows = load(&settings.recipe, &settings.train)?;
+    let style = printer.out_style();
+    for row in rows.iter().take(n) {
+        let example = rows::example(&base.chat, row, &settings.train)?;
+        let trained = example.trained.iter().filter(|t| **t).count();
+        let heading = format!(
+            "line {}: {} tokens, {trained} of them trained",
+            row.line,
+            example.tokens.len()
+        );
+        printer.line(style.bold(&heading))?;
+        printer.line(base.chat.preview(&example))?;
+        printer.line("")?;
+    }
+    if settings.json {
+        let shown = n.min(rows.len());
+        printer.json(&serde_json::json!({"rows": rows.len(), "shown": shown}))?;
+    }
+    Ok(())
+}
+
+/// Carries out a training, from the rows to the result.
+pub(crate) fn fit(
+    printer: &Printer,
+    base: &Base,
+    settings: &TrainSettings,
+    out: &Path,
+    cancel: &AtomicBool,
+) -> anyhow::Result<TrainResult> {
+    let plan = plan(base, settings, out)?;
+    for choice in &plan.chosen {
+        printer.note(format!("chosen: {choice}"));
+    }
+    let spinner = Progress::spinner(printer, format!("loading {}", base.name));
+    let model = base.weights(true)?;
+    drop(spinner);
+    let identity = AdapterIdentity {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        base: base.reference.clone(),
+        base_sha256: base.sha256.clone(),
+        system: settings.recipe.data.system.clone().unwrap_or_default(),
+        chat_template: Some(base.chat.template().source().to_owned()),
+    };
+    let compute = Compute::new(settings.threads);
+    let mut trainer = LoraTrainer::new(&model, &plan.settings.lora, compute, identity);
+    let mut teller = Teller { printer, bar: None };
+    let began = Instant::now();
+    let outcome = train::train(
+        &plan,
+        &mut trainer,
+        &|| began.elapsed(),
+        &mut |event| teller.tell(event),
+        cancel,
+    )?;
+    teller.bar = None;
+    match outcome {
+        Outcome::Finished(result) => Ok(result),
+        Outcome::AlreadyFinished(result) => {
+            printer.note(format!(
+                "`{}` is finished already; nothing was trained",
+                out.display()
+            ));
+            Ok(result)
+        }
+        Outcome::Interrupted { step } => Err(advise(
+            anyhow::Error::new(Interrupted).context(format!(
+                "stopped after step {step} of {}; a checkpoint is in `{}`",
+                plan.settings.optim.steps,
+                out.display()
+            )),
+            "run the same command again to go on from there",
+        )),
+    }
+}
+
+/// Tokenised rows and resolved settings.
+fn plan(base: &Base, settings: &TrainSettings, out: &Path) -> anyhow::Result<TrainPlan> {
+    let recipe = &settings.recipe;
+    let train = rows::train_rows(&base.chat, &load(recipe, &settings.train)?, &settings.train)?;
+    let valid = match &recipe.data.valid {
+        Some(path) => rows::train_rows(&base.chat, &load(recipe, path)?, path)?,
+        None => Vec::new(),
+    };
+    Ok(TrainPlan::new(PlanInput {
+        recipe: recipe.clone(),
+        train,
+        valid,
+        base_name: base.name.clone(),
+        base_sha256: base.sha256.clone(),
+        max_context: base.max_context()?,
+        order: BatchOrder::Seeded,
+        out: out.to_path_buf(),
+    })?)
+}
+
+fn load(recipe: &Recipe, path: &Path) -> anyhow::Result<Vec<Row>> {
+    let options = RowOptions {
+        system: recipe.data.system.clone(),
+    };
+    Ok(data::load_rows(path, &options)?)
+}
+
+/// Turns a run's events into a bar and notes.
+pub(crate) struct Teller<'a> {
+    /// Where they go.
+    pub(crate) printer: &'a Printer,
+    /// The bar, from the first event to the last.
+    pub(crate) bar: Option<Progress>,
+}
+
+impl Teller<'_> {
+    /// Shows an event.
+    pub(crate) fn tell(&mut self, event: &RunEvent) {
+        match event {
+            RunEvent::RunStarted {
+                rows,
+                tokens,
+                trained_tokens,
+                valid_rows,
+                params,
+                total,
+            } => {
+                self.printer.note(format!(
+                    "training {} parameters on {} rows ({} tokens, {} of them answers) for {} steps{}",
+                    printer::parameters(*params as u64),
+                    thousands(*rows as u64),
+                    thousands(*tokens),
+                    thousands(*trained_tokens),
+                    thousands(*total as u64),
+                    if *valid_rows > 0 { format!(", validating on {valid_rows}") } else { String::new() },
+                ));
+                self.bar = Some(Progress::steps(self.printer, "training", *total as u64));
+            }
+            RunEvent::Resumed { step, total } => {
+                self.printer
+                    .note(format!("going on after step {step} of {total}"));
+                let bar = Progress::steps(self.printer, "training", *total as u64);
+                bar.resume_at(*step as u64);
+                self.bar = Some(bar);
+            }
+            RunEvent::Step {
+                step,
+                loss,
+                tok_per_s,
+                ..
+            } => {
+                if let Some(bar) = &self.bar {
+                    bar.set(*step as u64);
+                    bar.detail(format!("loss {loss:.4}  {tok_per_s:.0} tok/s"));
+                }
+            }
+            RunEvent::Valid { step, loss, best } => {
+                let mark = if *best { " (best so far)" } else { "" };
+                self.printer
+                    .note(format!("step {step}: validation loss {loss:.4}{mark}"));
+            }
+            RunEvent::EarlyStop {
+                step,
+                best_step,
+                best_loss,
+            } => {
+                self.printer.note(format!(
+                    "stopped early at step {step}: the best validation loss, {best_loss:.4}, was at step {best_step}"
+                ));
+            }
+            RunEvent::Warning { message } => self.printer.warn(message),
+            RunEvent::Checkpoint { step } => tracing::debug!(step, "checkpoint"),
+            RunEvent::Finished { .. } => self.bar = None,
+        }
+    }
+}
+
+fn show(printer: &Printer, result: &TrainResult, out: &Path) -> anyhow::Result<()> {
+    let style = printer.out_style();
+    printer.line(style.bold(&format!("trained `{}`", out.display())))?;
+    let mut table = Table::facts();
+    let speed = format!(
+        "{:.0} tok/s, {:.1} rows/s",
+        result.tok_per_s, result.rows_per_s
+    );
+    table.row([
+        "seen",
+        &format!(
+            "{} rows, {} tokens",
+            thousands(result.rows),
+            thousands(result.tokens)
+        ),
+    ]);
+    table.row(["time", &format!("{} ({speed})", duration(result.train_s))]);
+    table.row(["last loss", &format!("{:.4}", result.last_loss)]);
+    if let Some(loss) = result.valid_loss {
+        table.row(["validation loss", &format!("{loss:.4}")]);
+    }
+    table.row(["peak memory", &format!("{} MiB", result.peak_rss_mb)]);
+    table.row(["adapter", &result.adapter.display().to_string()]);
+    table.row(["sha256", &result.sha256]);
+    printer.line(table.render(style))?;
+    let run = out.display();
+    printer.note(format!(
+        "next: `bantam eval --model {run} --data FILE`, `bantam serve --model {run}`"
+    ));
+    Ok(())
+}

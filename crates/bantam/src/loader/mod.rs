@@ -1,0 +1,305 @@
+//! From what the user typed (a catalogue name, a path, a run directory) to a model that can answer.
+
+mod chat;
+pub(crate) mod rows;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use anyhow::{Context as _, anyhow};
+use bantam_formats::ModelFiles;
+use bantam_kernels::Compute;
+use bantam_lab::export::{Adapter, AdapterIdentity, read_adapter};
+use bantam_model::{Lora, Model, ModelConfig, Precision};
+use bantam_text::Chat;
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::{hash_file, hex};
+use crate::catalogue::{Catalogue, Entry};
+use crate::commands::Context;
+use crate::error::{HintExt as _, advise};
+
+/// What a model argument stands for.
+#[derive(Debug)]
+pub(crate) enum Place<'a> {
+    /// A run directory of `bantam train`: an adapter and the name of its base.
+    Run(PathBuf),
+    /// A GGUF file or Hugging Face folder.
+    Path(PathBuf),
+    /// A base model of the catalogue.
+    Catalogue(&'a Entry),
+}
+
+/// Tells the three apart: an existing path wins over a catalogue name only if it is written as a path or the name is unknown.
+pub(crate) fn place<'a>(catalogue: &'a Catalogue, text: &str) -> anyhow::Result<Place<'a>> {
+    let path = Path::new(text);
+    let written_as_path =
+        text.contains(['/', '\\']) || text.starts_with('.') || text.ends_with(".gguf");
+    if !written_as_path && let Some(entry) = catalogue.get(text) {
+        return Ok(Place::Catalogue(entry));
+    }
+    if path.is_dir() && is_run(path) {
+        return Ok(Place::Run(path.to_owned()));
+    }
+    if path.exists() {
+        return Ok(Place::Path(path.to_owned()));
+    }
+    if written_as_path {
+        return Err(advise(
+            anyhow!("there is no file or folder `{text}`"),
+            "give a GGUF file, a Hugging Face folder, a run directory, or a name that `bantam models` lists",
+        ));
+    }
+    let hint = match catalogue.nearest(text) {
+        Some(near) => format!("did you mean `{near}`? `bantam models` lists all names"),
+        None => "`bantam models` lists the names; a GGUF file or Hugging Face folder is given by its path".into(),
+    };
+    Err(advise(
+        anyhow!("there is no model named `{text}`, and no such path"),
+        hint,
+    ))
+}
+
+/// Whether a folder is a run directory of `bantam train`, or an adapter's folder.
+fn is_run(folder: &Path) -> bool {
+    let is_begun = folder.join("settings.json").is_file() && folder.join("recipe.toml").is_file();
+    is_begun || adapter_in(folder).is_some()
+}
+
+/// The adapter's folder: of a run directory, or the folder itself.
+fn adapter_in(folder: &Path) -> Option<PathBuf> {
+    let places = [folder.join("adapter"), folder.to_owned()];
+    places
+        .into_iter()
+        .find(|place| place.join("adapter_config.json").is_file())
+}
+
+/// A base model's files, opened and checked, with what it takes to talk to it.
+pub(crate) struct Base {
+    /// As the user named it.
+    pub(crate) name: String,
+    /// The catalogue name or absolute path that finds it again from anywhere.
+    pub(crate) reference: String,
+    /// Digest of the weights, which a run is tied to.
+    pub(crate) sha256: String,
+    /// The files.
+    pub(crate) files: ModelFiles,
+    /// Prompt, loss mask, end of turn.
+    pub(crate) chat: Arc<Chat>,
+}
+
+/// A model that can answer: a base, and an adapter if it is a run.
+pub(crate) struct Loaded {
+    /// The base.
+    pub(crate) base: Base,
+    /// The adapter of the run it is, if it is one.
+    adapter: Option<Adapter>,
+}
+
+impl Base {
+    /// Finds, fetches if need be, and opens a base model.
+    pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
+        match place(&context.catalogue, text)? {
+            Place::Run(_) => Err(advise(
+                anyhow!("`{text}` is a run directory, not a base model"),
+                "give the name or path of the model that the run was trained on",
+            )),
+            Place::Path(path) => {
+                let reference = std::path::absolute(&path)?.display().to_string();
+                Self::from_path(text, reference, &path, digest(&path)?)
+            }
+            Place::Catalogue(entry) => {
+                let pulled = context.fetcher(cancel).model(entry, false)?;
+                let sha256 = match pulled.files.files.as_slice() {
+                    [file] => file.sha256.clone(),
+                    _ => digest(&pulled.path)?,
+                };
+                Self::from_path(text, entry.name.clone(), &pulled.path, sha256)
+            }
+        }
+    }
+
+    fn from_path(
+        name: &str,
+        reference: String,
+        path: &Path,
+        sha256: String,
+    ) -> anyhow::Result<Self> {
+        let files = bantam_formats::open_model(path)?;
+        let chat = chat::chat_of(&files)?;
+        Ok(Self {
+            name: name.to_owned(),
+            reference,
+            sha256,
+            files,
+            chat,
+        })
+    }
+
+    /// The longest sequence that the model reads, in tokens.
+    pub(crate) fn max_context(&self) -> anyhow::Result<usize> {
+        Ok(ModelConfig::from_files(&self.files)?.max_context)
+    }
+
+    /// Loads the weights.
+    pub(crate) fn weights(&self, trainable: bool) -> anyhow::Result<Model<f32>> {
+        let model = Model::load(&self.files, Precision::Bf16, trainable);
+        model.with_context(|| format!("could not load `{}`", self.files.path().display()))
+    }
+}
+
+impl Loaded {
+    /// Opens a base model or a run.
+    pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
+        let Place::Run(folder) = place(&context.catalogue, text)? else {
+            return Ok(Self {
+                base: Base::open(context, text, cancel)?,
+                adapter: None,
+            });
+        };
+        let Some(place) = adapter_in(&folder) else {
+            return Err(advise(
+                anyhow!(
+                    "the run `{}` is not finished: it has no adapter yet",
+                    folder.display()
+                ),
+                "run the same `bantam train` command again: it goes on where it stopped",
+            ));
+        };
+        let identity = identity(&place)?;
+        let base = Base::open(context, &identity.base, cancel)
+            .with_context(|| format!("could not open the base of `{}`", folder.display()))?;
+        if base.sha256 != identity.base_sha256 {
+            return Err(advise(
+                anyhow!(
+                    "`{}` is no longer the model that `{text}` was trained on (its sha256 differs)",
+                    base.name
+                ),
+                "bring back the model of the training, or train again",
+            ));
+        }
+        let adapter = read_adapter(&place, &ModelConfig::from_files(&base.files)?)?;
+        Ok(Self {
+            base,
+            adapter: Some(adapter),
+        })
+    }
+
+    /// The longest sequence that the model reads, in tokens.
+    pub(crate) fn max_context(&self) -> anyhow::Result<usize> {
+        self.base.max_context()
+    }
+
+    /// The system message to use when the user gives none: the training's.
+    pub(crate) fn system(&self) -> Option<&str> {
+        let identity = self
+            .adapter
+            .as_ref()
+            .and_then(|adapter| adapter.identity.as_ref());
+        identity
+            .map(|identity| identity.system.as_str())
+            .filter(|text| !text.is_empty())
+    }
+}
+
+/// Which base an adapter belongs to.
+fn identity(adapter: &Path) -> anyhow::Result<AdapterIdentity> {
+    let path = adapter.join("bantam.json");
+    let text = fs_err::read_to_string(&path)
+        .hint("the adapter was written by another program: merge it into its base there, and use the merged model")?;
+    serde_json::from_str(&text).with_context(|| format!("`{}` cannot be read", path.display()))
+}
+
+/// A digest of a model: of its file, or of the names and digests of a folder's weights and settings.
+fn digest(path: &Path) -> anyhow::Result<String> {
+    if !path.is_dir() {
+        return hash_file(path, &mut |_| Ok(()));
+    }
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(path)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if [".safetensors", ".json", ".jinja"]
+            .iter()
+            .any(|ending| name.ends_with(ending))
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    let mut hasher = Sha256::new();
+    for name in names {
+        let file = hash_file(&path.join(&name), &mut |_| Ok(()))?;
+        hasher.update(format!("{file}  {name}\n"));
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// The size of a model file, or of all files in a model folder.
+pub(crate) fn bytes(path: &Path) -> u64 {
+    if path.is_dir() {
+        let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+        return entries
+            .filter_map(|e| std::fs::metadata(e.path()).ok())
+            .filter(|m| m.is_file())
+            .map(|m| m.len())
+            .sum();
+    }
+    std::fs::metadata(path).map_or(0, |m| m.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Style, render};
+
+    fn catalogue() -> Catalogue {
+        Catalogue::load(Path::new("/nonexistent/catalogue.toml")).unwrap()
+    }
+
+    #[test]
+    fn names_paths_and_runs_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        fs_err::write(at("m.gguf"), "").unwrap();
+        fs_err::create_dir(at("run")).unwrap();
+        fs_err::write(at("run") + "/settings.json", "{}").unwrap();
+        fs_err::write(at("run") + "/recipe.toml", "").unwrap();
+        let catalogue = catalogue();
+        assert!(matches!(
+            place(&catalogue, "smollm2-135m-instruct").unwrap(),
+            Place::Catalogue(_)
+        ));
+        assert!(matches!(
+            place(&catalogue, &at("m.gguf")).unwrap(),
+            Place::Path(_)
+        ));
+        assert!(matches!(
+            place(&catalogue, &at("run")).unwrap(),
+            Place::Run(_)
+        ));
+        assert!(matches!(
+            place(&catalogue, dir.path().to_str().unwrap()).unwrap(),
+            Place::Path(_)
+        ));
+    }
+
+    #[test]
+    fn what_is_not_there_comes_with_advice() {
+        let catalogue = catalogue();
+        let say = |text: &str| {
+            render(
+                &place(&catalogue, text).unwrap_err(),
+                Style { color: false },
+            )
+        };
+        insta::assert_snapshot!([say("./nowhere.gguf"), say("smollm2-135m"), say("zzz")].concat(), @r#"
+        error: there is no file or folder `./nowhere.gguf`
+        hint: give a GGUF file, a Hugging Face folder, a run directory, or a name that `bantam models` lists
+        error: there is no model named `smollm2-135m`, and no such path
+        hint: did you mean `smollm2-135m-instruct`? `bantam models` lists all names
+        error: there is no model named `zzz`, and no such path
+        hint: `bantam models` lists the names; a GGUF file or Hugging Face folder is given by its path
+        "#);
+    }
+}

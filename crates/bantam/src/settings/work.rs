@@ -1,0 +1,399 @@
+//! The settings of the commands that compute: train, eval, chat, serve.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use bantam_lab::eval::Metric;
+use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
+
+use super::{count, threads};
+use crate::args::{ChatArgs, EvalArgs, MetricArg, ServeArgs, TrainArgs};
+use crate::error::advise;
+
+/// `bantam train`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TrainSettings {
+    /// The recipe file with the flags laid over it; its open values are resolved from the data.
+    pub(crate) recipe: Recipe,
+    /// The base model's name or path.
+    pub(crate) base: String,
+    /// Training rows.
+    pub(crate) train: PathBuf,
+    /// What to do.
+    pub(crate) mode: TrainMode,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+/// What `bantam train` does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum TrainMode {
+    /// Trains into this run directory.
+    Run(PathBuf),
+    /// Shows so many rows with their loss mask.
+    Preview(usize),
+}
+
+impl TrainSettings {
+    /// Reads the recipe, lays the flags over it, and insists on what cannot be guessed.
+    pub(super) fn resolve(args: TrainArgs) -> anyhow::Result<Self> {
+        let from_file = match &args.recipe {
+            Some(path) => Recipe::read(path)?,
+            None => Recipe::default(),
+        };
+        let recipe = from_file.overlaid(Recipe {
+            base: args.base,
+            seed: args.seed,
+            data: DataRecipe {
+                train: args.train,
+                valid: args.valid,
+                valid_fraction: None,
+                system: args.system,
+            },
+            lora: LoraRecipe {
+                rank: args.rank.map(|n| n as usize),
+                alpha: args.alpha,
+                targets: None,
+            },
+            optim: OptimRecipe {
+                lr: args.lr,
+                epochs: args.epochs.map(|n| n as usize),
+                batch_rows: args.batch.map(|n| n as usize),
+                max_steps: args
+                    .max_steps
+                    .map(|n| usize::try_from(n).unwrap_or(usize::MAX)),
+                ..OptimRecipe::default()
+            },
+            ..Recipe::default()
+        });
+        let base = recipe.base.clone().ok_or_else(|| {
+            advise(
+                anyhow!("no base model was given"),
+                "name one with `--base`, such as `--base smollm2-135m-instruct`",
+            )
+        })?;
+        let train = recipe.data.train.clone().ok_or_else(|| {
+            advise(
+                anyhow!("no training rows were given"),
+                "name a file of JSON lines with `--train`, each with `prompt` and `completion`, for example",
+            )
+        })?;
+        let mode = match (args.preview, args.out) {
+            (Some(rows), _) => TrainMode::Preview(rows as usize),
+            (None, Some(out)) => TrainMode::Run(out),
+            (None, None) => {
+                return Err(advise(
+                    anyhow!("no run directory was given"),
+                    "name a folder with `--out`: the adapter and the checkpoints go there",
+                ));
+            }
+        };
+        Ok(Self {
+            recipe,
+            base,
+            train,
+            mode,
+            threads: threads(args.threads),
+            json: args.json.json,
+        })
+    }
+}
+
+/// `bantam eval`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EvalSettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// Test rows.
+    pub(crate) data: PathBuf,
+    /// How answers are compared.
+    pub(crate) metric: MetricChoice,
+    /// The system message for rows without one.
+    pub(crate) system: SystemChoice,
+    /// What answers are held to.
+    pub(crate) constraint: ConstraintChoice,
+    /// Most rows.
+    pub(crate) limit: usize,
+    /// Longest answer.
+    pub(crate) max_tokens: usize,
+    /// Where each row's result goes, if anywhere.
+    pub(crate) rows_out: Option<PathBuf>,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+/// How answers are compared with references.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MetricChoice {
+    /// `label` for a file of labels, `json` for a schema or where all references are JSON objects, else `exact`.
+    FromRows,
+    /// As the user says.
+    Given(Metric),
+}
+
+/// Which system message is put before conversations that have none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum SystemChoice {
+    /// The one that the run was trained with.
+    OfTheRun,
+    /// As the user says.
+    Given(String),
+}
+
+impl SystemChoice {
+    fn new(arg: Option<String>) -> Self {
+        arg.map_or(Self::OfTheRun, Self::Given)
+    }
+
+    /// The message, if there is one to use.
+    pub(crate) fn or<'a>(&'a self, of_the_run: Option<&'a str>) -> Option<&'a str> {
+        match self {
+            Self::OfTheRun => of_the_run,
+            Self::Given(text) => Some(text.as_str()).filter(|text| !text.is_empty()),
+        }
+    }
+}
+
+/// What a model's answers are held to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ConstraintChoice {
+    /// Anything goes.
+    Free,
+    /// A JSON schema in this file.
+    Schema(PathBuf),
+    /// The labels in this file, one a line.
+    Labels(PathBuf),
+}
+
+impl EvalSettings {
+    pub(super) fn resolve(args: EvalArgs) -> Self {
+        let constraint = match (args.schema, args.labels) {
+            (Some(path), _) => ConstraintChoice::Schema(path),
+            (None, Some(path)) => ConstraintChoice::Labels(path),
+            (None, None) => ConstraintChoice::Free,
+        };
+        let metric = args.metric.map(|metric| match metric {
+            MetricArg::Exact => Metric::Exact,
+            MetricArg::Json => Metric::Json,
+            MetricArg::Label => Metric::Label,
+            MetricArg::RougeL => Metric::RougeL,
+        });
+        Self {
+            model: args.model,
+            data: args.data,
+            metric: metric.map_or(MetricChoice::FromRows, MetricChoice::Given),
+            system: SystemChoice::new(args.system),
+            constraint,
+            limit: count(args.limit),
+            max_tokens: args.max_tokens as usize,
+            rows_out: args.rows_out,
+            threads: threads(args.threads),
+            json: args.json.json,
+        }
+    }
+}
+
+/// `bantam chat`
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ChatSettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// The system message.
+    pub(crate) system: SystemChoice,
+    /// 0 for the likeliest token.
+    pub(crate) temperature: f64,
+    /// Nucleus.
+    pub(crate) top_p: f64,
+    /// Longest answer.
+    pub(crate) max_tokens: usize,
+    /// Seed of the sampling.
+    pub(crate) seed: u64,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+}
+
+impl ChatSettings {
+    pub(super) fn resolve(args: ChatArgs) -> Self {
+        Self {
+            model: args.model,
+            system: SystemChoice::new(args.system),
+            temperature: args.temperature,
+            top_p: args.top_p,
+            max_tokens: args.max_tokens as usize,
+            seed: args.seed,
+            threads: threads(args.threads),
+        }
+    }
+}
+
+/// `bantam serve`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ServeSettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// What clients call it.
+    pub(crate) model_id: String,
+    /// The address to listen on.
+    pub(crate) host: IpAddr,
+    /// The port; 0 for any free one.
+    pub(crate) port: u16,
+    /// Keys that open the API; none leaves it open.
+    pub(crate) api_keys: Vec<String>,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+}
+
+impl ServeSettings {
+    pub(super) fn resolve(args: ServeArgs) -> anyhow::Result<Self> {
+        let host = match args.host.as_str() {
+            "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
+            text => text.trim_matches(['[', ']']).parse().map_err(|_| {
+                advise(
+                    anyhow!("`{text}` is not an IP address to listen on"),
+                    "127.0.0.1 is this machine alone, 0.0.0.0 every network it is in",
+                )
+            })?,
+        };
+        Ok(Self {
+            model_id: args.model_id.unwrap_or_else(|| short_name(&args.model)),
+            model: args.model,
+            host,
+            port: args.port,
+            api_keys: args.api_key,
+            threads: threads(args.threads),
+        })
+    }
+}
+
+/// A model's name for clients: the last part of a path, without `.gguf`.
+fn short_name(model: &str) -> String {
+    let last = Path::new(model)
+        .file_name()
+        .map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned());
+    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::error::{Style, render};
+    use crate::settings::Action;
+
+    fn action(arguments: &[&str]) -> anyhow::Result<Action> {
+        Action::resolve(
+            crate::args::Cli::try_parse_from([&["bantam"], arguments].concat())
+                .unwrap()
+                .command,
+        )
+    }
+
+    #[test]
+    fn flags_win_over_the_recipe() {
+        let dir = tempfile::tempdir().unwrap();
+        let recipe = dir.path().join("recipe.toml");
+        let text = "base = \"b\"\nseed = 7\n[data]\ntrain = \"t.jsonl\"\n[lora]\nrank = 8\n[optim]\nlr = 0.5\n";
+        fs_err::write(&recipe, text).unwrap();
+        let recipe = recipe.to_str().unwrap();
+        let arguments = [
+            "train",
+            "--recipe",
+            recipe,
+            "--rank",
+            "4",
+            "--epochs",
+            "2",
+            "--out",
+            "o",
+            "--threads",
+            "3",
+        ];
+        let Action::Train(settings) = action(&arguments).unwrap() else {
+            unreachable!()
+        };
+        assert_eq!(
+            (settings.base.as_str(), settings.train.to_str()),
+            ("b", Some("t.jsonl"))
+        );
+        assert_eq!(
+            (settings.recipe.seed, settings.recipe.lora.rank),
+            (Some(7), Some(4))
+        );
+        assert_eq!(
+            (settings.recipe.optim.lr, settings.recipe.optim.epochs),
+            (Some(0.5), Some(2))
+        );
+        assert_eq!(
+            (&settings.mode, settings.threads),
+            (&TrainMode::Run("o".into()), 3)
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_guessed_is_asked_for() {
+        let say =
+            |arguments: &[&str]| render(&action(arguments).unwrap_err(), Style { color: false });
+        let said = [
+            say(&["train"]),
+            say(&["train", "--base", "b"]),
+            say(&["train", "--base", "b", "--train", "t"]),
+            say(&["serve", "--model", "m", "--host", "example.org"]),
+        ];
+        insta::assert_snapshot!(said.concat(), @r#"
+        error: no base model was given
+        hint: name one with `--base`, such as `--base smollm2-135m-instruct`
+        error: no training rows were given
+        hint: name a file of JSON lines with `--train`, each with `prompt` and `completion`, for example
+        error: no run directory was given
+        hint: name a folder with `--out`: the adapter and the checkpoints go there
+        error: `example.org` is not an IP address to listen on
+        hint: 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in
+        "#);
+        let Action::Train(preview) =
+            action(&["train", "--base", "b", "--train", "t", "--preview=2"]).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!(preview.mode, TrainMode::Preview(2));
+    }
+
+    #[test]
+    fn eval_chat_and_serve_are_resolved() {
+        let Action::Eval(eval) =
+            action(&["eval", "--model", "m", "--data", "d", "--labels", "l"]).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!(
+            (eval.constraint, eval.limit),
+            (ConstraintChoice::Labels("l".into()), usize::MAX)
+        );
+        assert_eq!(
+            (eval.metric, eval.system),
+            (MetricChoice::FromRows, SystemChoice::OfTheRun)
+        );
+        let Action::Serve(serve) =
+            action(&["serve", "--model", "runs/a.gguf", "--host", "localhost"]).unwrap()
+        else {
+            unreachable!()
+        };
+        assert_eq!(
+            (serve.model_id.as_str(), serve.host.to_string()),
+            ("a", "127.0.0.1".to_owned())
+        );
+        let Action::Chat(chat) = action(&["chat", "--model", "m", "--system", ""]).unwrap() else {
+            unreachable!()
+        };
+        assert_eq!(
+            chat.system.or(Some("of the run")),
+            None,
+            "an empty one is none"
+        );
+    }
+}

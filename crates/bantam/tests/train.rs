@@ -1,0 +1,219 @@
+//! `bantam train` as a user runs it, on the tiny model: previews, errors, results, stopping and going on.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use bantam_testkit::tiny;
+
+/// A folder with the tiny model and rows for it.
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        tiny::write_model(&world.at("model"), 0);
+        tiny::write_rows(&world.at("train.jsonl"), 64, 1);
+        tiny::write_rows(&world.at("valid.jsonl"), 16, 2);
+        world
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env_clear()
+            .env("BANTAM_HOME", self.at("home"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn train(&self, arguments: &[&str]) -> Command {
+        let base = [
+            "train",
+            "--base",
+            "./model",
+            "--train",
+            "train.jsonl",
+            "--system",
+            tiny::SYSTEM,
+        ];
+        self.command(&[&base, arguments].concat())
+    }
+
+    fn transcript(&self, output: &Output) -> String {
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().unwrap();
+        format!(
+            "exit {code}\n{}---\n{}",
+            text(&output.stdout),
+            text(&output.stderr)
+        )
+        .replace(&self.dir.path().display().to_string(), "$DIR")
+    }
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serde_json::from_str(
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .last()
+            .unwrap(),
+    )
+    .unwrap()
+}
+
+#[test]
+fn a_preview_shows_the_mask() {
+    let world = World::new();
+    let output = world.train(&["--preview=2"]).output().unwrap();
+    insta::assert_snapshot!("preview", world.transcript(&output));
+}
+
+#[test]
+fn bad_rows_are_named_by_file_and_line() {
+    let world = World::new();
+    let good = "{\"text\": \"a\", \"label\": \"b\"}\n";
+    std::fs::write(
+        world.at("train.jsonl"),
+        format!("{good}{{\"text\": \"a\", \"lable\": \"b\"}}\n"),
+    )
+    .unwrap();
+    let misspelt = world.train(&["--out", "run"]).output().unwrap();
+    std::fs::write(world.at("train.jsonl"), "").unwrap();
+    let empty = world.train(&["--out", "run"]).output().unwrap();
+    std::fs::remove_file(world.at("train.jsonl")).unwrap();
+    let missing = world.train(&["--out", "run"]).output().unwrap();
+    let long = serde_json::json!({"text": "a ".repeat(600), "label": "b"});
+    std::fs::write(world.at("train.jsonl"), format!("{good}{long}\n")).unwrap();
+    let too_long = world.train(&["--out", "run"]).output().unwrap();
+    std::fs::write(world.at("recipe.toml"), "[optim]\nlearning_rate = 1\n").unwrap();
+    let recipe = world
+        .train(&["--out", "run", "--recipe", "recipe.toml"])
+        .output()
+        .unwrap();
+    let all = [misspelt, empty, missing, too_long, recipe];
+    insta::assert_snapshot!(
+        "bad_rows",
+        all.map(|output| world.transcript(&output)).join("\n")
+    );
+}
+
+#[test]
+fn the_report_has_the_documented_fields_and_an_adapter() {
+    let world = World::new();
+    let arguments = [
+        "--valid",
+        "valid.jsonl",
+        "--out",
+        "run",
+        "--max-steps",
+        "6",
+        "--batch",
+        "8",
+        "--json",
+    ];
+    let report = json(&world.train(&arguments).output().unwrap());
+    let keys: Vec<&str> = report
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "rows",
+            "tokens",
+            "train_s",
+            "tok_per_s",
+            "rows_per_s",
+            "last_loss",
+            "valid_loss",
+            "peak_rss_mb",
+            "adapter",
+            "sha256"
+        ]
+    );
+    assert_eq!(report["rows"], 48);
+    for file in [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "bantam.json",
+    ] {
+        assert!(world.at("run/adapter").join(file).is_file(), "{file}");
+    }
+    let again = json(&world.train(&arguments).output().unwrap());
+    assert_eq!(
+        again["sha256"], report["sha256"],
+        "a finished run is reported again"
+    );
+    let other = world
+        .train(&[
+            "--out",
+            "run",
+            "--max-steps",
+            "6",
+            "--batch",
+            "8",
+            "--rank",
+            "4",
+        ])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert_eq!(other.status.code(), Some(1));
+    assert!(text.contains("was started with"), "{text}");
+}
+
+#[test]
+fn ctrl_c_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
+    let world = World::new();
+    let arguments = |out| ["--out", out, "--max-steps", "150", "--batch", "4", "--json"];
+    let whole = json(&world.train(&arguments("whole")).output().unwrap());
+    let mut child = world
+        .train(&arguments("cut"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let events = || std::fs::read_to_string(world.at("cut/events.jsonl")).unwrap_or_default();
+    while events().lines().count() < 20 {
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "it ended before it could be stopped"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let process = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    let stopped = child.wait_with_output().unwrap();
+    let text = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert_eq!(stopped.status.code(), Some(130), "{text}");
+    assert!(text.contains("a checkpoint is in `cut`"), "{text}");
+    assert!(
+        text.contains("hint: run the same command again to go on from there"),
+        "{text}"
+    );
+    let output = world.train(&arguments("cut")).output().unwrap();
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("going on after step"),
+        "it resumes"
+    );
+    assert_eq!(json(&output)["sha256"], whole["sha256"]);
+}
