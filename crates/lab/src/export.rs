@@ -4,6 +4,7 @@
 //!   beside them `bantam.json` says which base they belong to and the chat template they were trained with.
 //! - [`merge`]: `W + (alpha / r) B A`, as a Hugging Face folder or a GGUF file.
 
+mod folder_to_gguf;
 mod merge;
 mod peft;
 #[cfg(test)]

@@ -17,6 +17,7 @@ use bantam_model::{
 };
 use serde_json::{Value, json};
 
+use super::folder_to_gguf;
 use super::tokenizer::{hf_tokenizer, hf_tokenizer_config};
 use super::{Adapter, AdapterIdentity};
 use crate::train::TrainError;
@@ -43,19 +44,22 @@ pub fn merge(
     let config = ModelConfig::from_files(base).map_err(bantam_model::LoadError::from)?;
     let merger = Merger::new(base, &config, adapter);
     match (format, base) {
-        (MergeFormat::Folder(dtype @ (DType::F32 | DType::F16 | DType::BF16)), _) => merger.to_folder(dtype, out),
-        (MergeFormat::Gguf(dtype @ (DType::Q8_0 | DType::F32 | DType::F16 | DType::BF16)), ModelFiles::Gguf(gguf)) => {
-            merger.to_gguf(gguf, dtype, out)
+        (MergeFormat::Folder(dtype @ (DType::F32 | DType::F16 | DType::BF16)), _) => {
+            merger.to_folder(dtype, out)
         }
-        (MergeFormat::Gguf(_), ModelFiles::Hf(folder)) => Err(TrainError::Export {
-            path: folder.path().to_path_buf(),
-            reason: "a GGUF file is written from a base in a GGUF file, whose tokenizer it copies; this base is a folder, \
-                     so merge to a folder instead"
-                .to_string(),
-        }),
+        (
+            MergeFormat::Gguf(dtype @ (DType::Q8_0 | DType::F32 | DType::F16 | DType::BF16)),
+            ModelFiles::Gguf(gguf),
+        ) => merger.to_gguf(gguf, dtype, out),
+        (
+            MergeFormat::Gguf(dtype @ (DType::Q8_0 | DType::F32 | DType::F16 | DType::BF16)),
+            ModelFiles::Hf(folder),
+        ) => merger.folder_to_gguf(folder, dtype, out),
         (MergeFormat::Folder(dtype) | MergeFormat::Gguf(dtype), _) => Err(TrainError::Export {
             path: out.to_path_buf(),
-            reason: format!("matrices cannot be written as {dtype}; a folder takes F32, F16 or BF16, a GGUF file also Q8_0"),
+            reason: format!(
+                "matrices cannot be written as {dtype}; a folder takes F32, F16 or BF16, a GGUF file also Q8_0"
+            ),
         }),
     }
 }
@@ -228,6 +232,46 @@ impl<'a> Merger<'a> {
         write_json(&out.join("generation_config.json"), &generation)
     }
 
+    fn folder_to_gguf(
+        &self,
+        folder: &HfFolder,
+        dtype: DType,
+        out: &Path,
+    ) -> Result<(), TrainError> {
+        let identity = self.adapter.identity.as_ref();
+        let template = identity.and_then(|identity| identity.chat_template.as_deref());
+        let mut metadata =
+            folder_to_gguf::metadata(folder, self.config, template).map_err(|reason| {
+                TrainError::Export {
+                    path: folder.path().to_path_buf(),
+                    reason,
+                }
+            })?;
+        metadata.insert("general.file_type", file_type(dtype));
+        let (_, interleaved) = folder_to_gguf::architecture(folder);
+        let tensors = self.tensors();
+        let spec = |(name, shape): &(String, Vec<usize>)| {
+            let dtype = if let [_, n_in] = shape[..] {
+                fitting(dtype, n_in)
+            } else {
+                DType::F32
+            };
+            TensorSpec::new(folder_to_gguf::gguf_name(name), dtype, shape.clone())
+        };
+        let specs: Vec<_> = tensors.iter().map(spec).collect();
+        let mut writer = GgufWriter::create(out, &metadata, &specs)?;
+        for ((name, shape), spec) in tensors.iter().zip(&specs) {
+            let mut values = self.weight(name, shape)?;
+            if interleaved {
+                folder_to_gguf::interleave(name, &mut values, self.config);
+            }
+            let mut bytes = Vec::new();
+            quantize(block_format(spec.dtype), &values, &mut bytes);
+            writer.tensor(&spec.name, &bytes)?;
+        }
+        Ok(writer.finish()?)
+    }
+
     fn to_gguf(&self, gguf: &Gguf, dtype: DType, out: &Path) -> Result<(), TrainError> {
         let source = FileSource::new(self.base, self.config);
         let by_file_name: BTreeMap<String, (String, Vec<usize>)> = self
@@ -242,13 +286,7 @@ impl<'a> Merger<'a> {
         };
         // Quantised weights without an adapter are copied: to encode them anew could only lose.
         let dtype_of = |info: &TensorInfo| match info.shape.as_slice() {
-            [_, n_in] if adapted(info).is_some() || info.dtype.is_plain() => {
-                if n_in % dtype.block_len() == 0 {
-                    dtype
-                } else {
-                    DType::F16
-                }
-            }
+            [_, n_in] if adapted(info).is_some() || info.dtype.is_plain() => fitting(dtype, *n_in),
             _ => info.dtype,
         };
         let specs: Vec<_> = gguf
@@ -257,13 +295,7 @@ impl<'a> Merger<'a> {
             .map(|info| TensorSpec::new(&info.name, dtype_of(info), info.shape.clone()))
             .collect();
         let mut metadata = gguf.metadata().clone();
-        let file_type: u32 = match dtype {
-            DType::F32 => 0,
-            DType::F16 => 1,
-            DType::BF16 => 32,
-            _ => 7,
-        };
-        metadata.insert("general.file_type", GgufValue::U32(file_type));
+        metadata.insert("general.file_type", file_type(dtype));
         let identity = self.adapter.identity.as_ref();
         if let Some(template) = identity.and_then(|identity| identity.chat_template.clone()) {
             metadata.insert("tokenizer.chat_template", GgufValue::Str(template));
@@ -291,6 +323,25 @@ impl<'a> Merger<'a> {
         }
         Ok(writer.finish()?)
     }
+}
+
+/// The type a matrix is written as: blocks only where rows are whole blocks.
+fn fitting(dtype: DType, n_in: usize) -> DType {
+    if n_in.is_multiple_of(dtype.block_len()) {
+        dtype
+    } else {
+        DType::F16
+    }
+}
+
+/// `general.file_type` of files whose matrices are mostly of this type.
+fn file_type(dtype: DType) -> GgufValue {
+    GgufValue::U32(match dtype {
+        DType::F32 => 0,
+        DType::F16 => 1,
+        DType::BF16 => 32,
+        _ => 7,
+    })
 }
 
 fn weight_name(layer: usize, proj: bantam_model::Proj) -> String {

@@ -394,6 +394,46 @@ fn a_merged_gguf_computes_what_base_and_adapter_do() {
 }
 
 #[test]
+fn a_folder_becomes_a_gguf_that_computes_the_same() {
+    for name in [golden::TIED, golden::MHA] {
+        let (bench, dir) = (bench(name), tempfile::tempdir().unwrap());
+        // The goldens have no tokenizer: borrow the tiny model's, cut to their vocabulary.
+        let base = dir.path().join("base");
+        fs::create_dir(&base).unwrap();
+        for file in ["config.json", "model.safetensors"] {
+            fs::copy(bench.golden.model_dir().join(file), base.join(file)).unwrap();
+        }
+        let mut tokenizer = bantam_testkit::tiny::tokenizer_json();
+        let vocab = tokenizer["model"]["vocab"].as_object_mut().unwrap();
+        vocab.retain(|_, id| (id.as_u64().unwrap() as usize) < bench.config.vocab - 2);
+        let n_tokens = vocab.len();
+        fs::write(base.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let base = open_model(&base).unwrap();
+        let out = dir.path().join("merged.gguf");
+        merge(&base, &bench.adapter, MergeFormat::Gguf(DType::F32), &out).unwrap();
+        let merged = open_model(&out).unwrap();
+        let (loss, expected) = (bench.loss(&merged, false), bench.loss(&base, true));
+        assert!((loss - expected).abs() < 1e-5, "{name}: {loss} {expected}");
+        let ModelFiles::Gguf(gguf) = &merged else {
+            panic!("not a GGUF file")
+        };
+        let metadata = gguf.metadata();
+        assert_eq!(metadata.str("tokenizer.ggml.pre"), Some("smollm"));
+        assert_eq!(metadata.u64("tokenizer.ggml.eos_token_id"), Some(2));
+        let tokens = metadata.str_array("tokenizer.ggml.tokens").unwrap();
+        assert_eq!(
+            (tokens.len(), tokens[1].as_str()),
+            (bench.config.vocab, "<|im_start|>")
+        );
+        assert_eq!(tokens[n_tokens], format!("[PAD{n_tokens}]"));
+        assert_eq!(
+            metadata.str_array("tokenizer.ggml.merges").unwrap()[0],
+            "Ġ t"
+        );
+    }
+}
+
+#[test]
 fn formats_that_cannot_be_are_refused() {
     let (bench, dir) = (bench(golden::TIED), tempfile::tempdir().unwrap());
     let refused = |format| {
@@ -406,7 +446,6 @@ fn formats_that_cannot_be_are_refused() {
         .unwrap_err();
         assert!(matches!(error, TrainError::Export { .. }), "{error}");
     };
-    refused(MergeFormat::Gguf(DType::Q8_0));
     refused(MergeFormat::Folder(DType::Q8_0));
     refused(MergeFormat::Gguf(DType::Q4_K));
 }

@@ -118,3 +118,104 @@ pub(super) fn hf_tokenizer_config(metadata: &Metadata, max_context: usize) -> Va
     }
     config
 }
+
+/// What GGUF metadata say of a tokenizer.
+pub(super) struct GgufTokenizer {
+    /// Name of the pre-tokenizer.
+    pub(super) pre: &'static str,
+    /// Spelling of each id.
+    pub(super) tokens: Vec<String>,
+    /// Type of each id.
+    pub(super) types: Vec<i32>,
+    /// Merges, two spellings with a space between.
+    pub(super) merges: Vec<String>,
+}
+
+/// The opposite of [`hf_tokenizer`], for a model of `vocab` rows; or the reason why there is none.
+pub(super) fn gguf_tokenizer(json: &Value, vocab: usize) -> Result<GgufTokenizer, String> {
+    const NORMAL: i32 = 1;
+    const UNUSED: i32 = 5;
+    let model = &json["model"];
+    if model["type"] != "BPE" || model["byte_fallback"] == true {
+        return Err(
+            "its tokenizer is not byte-level BPE, the only kind written to GGUF files".to_string(),
+        );
+    }
+    let wanted = how_it_splits(&json["pre_tokenizer"]);
+    let known = ["smollm", "gpt-2", "llama-bpe", "qwen2"];
+    let pre = known
+        .into_iter()
+        .find(|pre| pre_tokenizer(pre).is_some_and(|p| how_it_splits(&p) == wanted))
+        .ok_or("its pre-tokenizer has no name in GGUF files")?;
+    let mut tokens: Vec<String> = (0..vocab).map(|id| format!("[PAD{id}]")).collect();
+    let mut types = vec![UNUSED; vocab];
+    let mut put = |token: &str, id: &Value, kind: i32| {
+        let place = id
+            .as_u64()
+            .and_then(|id| usize::try_from(id).ok())
+            .filter(|id| *id < vocab);
+        let place = place.ok_or_else(|| {
+            format!("its token {token:?} has the id {id}, beyond the model's {vocab}")
+        })?;
+        tokens[place] = token.to_string();
+        types[place] = kind;
+        Ok::<(), String>(())
+    };
+    for (token, id) in model["vocab"].as_object().into_iter().flatten() {
+        put(token, id, NORMAL)?;
+    }
+    for added in json["added_tokens"].as_array().into_iter().flatten() {
+        let kind = if added["special"] == true {
+            CONTROL
+        } else {
+            USER_DEFINED
+        };
+        put(
+            added["content"].as_str().unwrap_or_default(),
+            &added["id"],
+            kind as i32,
+        )?;
+    }
+    let merge = |merge: &Value| match merge {
+        Value::String(pair) => Some(pair.clone()),
+        pair => Some(format!(
+            "{} {}",
+            pair.get(0)?.as_str()?,
+            pair.get(1)?.as_str()?
+        )),
+    };
+    let merges: Option<Vec<String>> = model["merges"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(merge)
+        .collect();
+    let merges = merges.ok_or("tokenizer.json: a merge is not two tokens")?;
+    Ok(GgufTokenizer {
+        pre,
+        tokens,
+        types,
+        merges,
+    })
+}
+
+/// A pre-tokenizer without what does not change the tokens: offsets are not kept.
+fn how_it_splits(pre_tokenizer: &Value) -> Value {
+    let mut value = pre_tokenizer.clone();
+    let steps = match &mut value {
+        Value::Object(map) if map.contains_key("pretokenizers") => {
+            map["pretokenizers"].as_array_mut()
+        }
+        _ => None,
+    };
+    let strip = |step: &mut Value| {
+        if let Value::Object(step) = step {
+            step.remove("trim_offsets");
+        }
+    };
+    match steps {
+        Some(steps) => steps.iter_mut().for_each(strip),
+        None => strip(&mut value),
+    }
+    value
+}
