@@ -192,29 +192,23 @@ pub(crate) unsafe fn serial_f32(isa: Isa, call: &Call<'_, f32>, c: *mut f32) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Call, Dims, Write};
+    use super::{Call, Write};
     use std::arch::x86_64::*;
 
-    /// Walks the tiles of `C`: full ones of `mr x nr`, then the rest with smaller `mr` and a
-    /// column mask.
-    macro_rules! walk {
-        ($call:ident, $c:ident, $mr:literal, $nr:literal, $tile:ident, [$($rest:literal)*]) => {{
-            let Dims { m, n, .. } = $call.dims;
-            let mut j = 0;
-            while j < n {
-                let cols = $nr.min(n - j);
-                let mut i = 0;
-                while i + $mr <= m {
-                    // SAFETY: rows i..i+mr and columns j..j+cols lie in the checked bounds.
-                    unsafe { $tile::<$mr>($call, $c, i, j, cols) };
-                    i += $mr;
-                }
-                match m - i {
-                    // SAFETY: as above, with the rows that are left.
-                    $($rest => unsafe { $tile::<$rest>($call, $c, i, j, cols) },)*
-                    _ => {}
-                }
-                j += $nr;
+    /// Walks the rows of one column strip: full tiles of `mr` rows, then the rest.
+    macro_rules! rows {
+        ($call:ident, $c:ident, $j:ident, $cols:ident, $tile:ident<$mr:literal, $nv:literal>, [$($rest:literal)*]) => {{
+            let m = $call.dims.m;
+            let mut i = 0;
+            while i + $mr <= m {
+                // SAFETY: rows i..i+mr and the strip's columns lie in the checked bounds.
+                unsafe { $tile::<$mr , $nv>($call, $c, i, $j, $cols) };
+                i += $mr;
+            }
+            match m - i {
+                // SAFETY: as above, with the rows that are left.
+                $($rest => unsafe { $tile::<$rest , $nv>($call, $c, i, $j, $cols) },)*
+                _ => {}
             }
         }};
     }
@@ -223,79 +217,91 @@ mod x86 {
     /// The CPU has AVX-512 F; `call` and `c` are in bounds.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn avx512(call: &Call<'_, f32>, c: *mut f32) {
-        walk!(call, c, 8, 32, tile512, [1 2 3 4 5 6 7]);
+        let mut j = 0;
+        while j < call.dims.n {
+            let cols = 32.min(call.dims.n - j);
+            // The products of an adapter are often 16 wide: one vector, not one and a masked one.
+            if cols > 16 {
+                rows!(call, c, j, cols, tile512<8, 2>, [1 2 3 4 5 6 7]);
+            } else {
+                rows!(call, c, j, cols, tile512<8, 1>, [1 2 3 4 5 6 7]);
+            }
+            j += 32;
+        }
     }
 
     /// # Safety
     /// The CPU has AVX2 and FMA; `call` and `c` are in bounds.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn avx2(call: &Call<'_, f32>, c: *mut f32) {
-        walk!(call, c, 4, 16, tile256, [1 2 3]);
+        let mut j = 0;
+        while j < call.dims.n {
+            let cols = 16.min(call.dims.n - j);
+            if cols > 8 {
+                rows!(call, c, j, cols, tile256<4, 2>, [1 2 3]);
+            } else {
+                rows!(call, c, j, cols, tile256<4, 1>, [1 2 3]);
+            }
+            j += 16;
+        }
     }
 
     /// # Safety
-    /// Rows `i..i + MR`, columns `j..j + cols` (at most 32) exist; the CPU has AVX-512 F.
+    /// Rows `i..i + MR`, columns `j..j + cols` (at most `16 NV`) exist; the CPU has AVX-512 F.
     #[target_feature(enable = "avx512f")]
-    unsafe fn tile512<const MR: usize>(
+    unsafe fn tile512<const MR: usize, const NV: usize>(
         call: &Call<'_, f32>,
         c: *mut f32,
         i: usize,
         j: usize,
         cols: usize,
     ) {
-        let mask = [lanes(cols), lanes(cols.saturating_sub(16))];
+        let mask: [__mmask16; NV] = std::array::from_fn(|v| lanes(cols.saturating_sub(16 * v)));
         let (rs, cs) = (call.a.rows_apart, call.a.cols_apart);
         // SAFETY: masked lanes are never touched, the rest is in bounds by the caller's promise.
         unsafe {
-            let mut acc = [[_mm512_setzero_ps(); 2]; MR];
+            let mut acc = [[_mm512_setzero_ps(); NV]; MR];
             let out = c.add(i * call.c_stride + j);
             if call.write == Write::Continue {
                 for r in 0..MR {
-                    for h in 0..2 {
-                        acc[r][h] = _mm512_maskz_loadu_ps(
-                            mask[h],
-                            out.wrapping_add(r * call.c_stride + 16 * h),
+                    for v in 0..NV {
+                        acc[r][v] = _mm512_maskz_loadu_ps(
+                            mask[v],
+                            out.wrapping_add(r * call.c_stride + 16 * v),
                         );
                     }
                 }
             }
             let a = call.a.data.as_ptr().add(i * rs);
             let mut b = call.b.as_ptr().wrapping_add(j);
-            if cols == 32 {
-                for p in 0..call.dims.k {
-                    let b0 = _mm512_loadu_ps(b);
-                    let b1 = _mm512_loadu_ps(b.add(16));
-                    for r in 0..MR {
-                        let x = _mm512_set1_ps(*a.add(r * rs + p * cs));
-                        acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
-                        acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
-                    }
-                    b = b.wrapping_add(call.b_stride);
+            for p in 0..call.dims.k {
+                let mut row = [_mm512_setzero_ps(); NV];
+                for v in 0..NV {
+                    row[v] = if cols == 16 * NV {
+                        _mm512_loadu_ps(b.add(16 * v))
+                    } else {
+                        _mm512_maskz_loadu_ps(mask[v], b.wrapping_add(16 * v))
+                    };
                 }
-            } else {
-                for p in 0..call.dims.k {
-                    let b0 = _mm512_maskz_loadu_ps(mask[0], b);
-                    let b1 = _mm512_maskz_loadu_ps(mask[1], b.wrapping_add(16));
-                    for r in 0..MR {
-                        let x = _mm512_set1_ps(*a.add(r * rs + p * cs));
-                        acc[r][0] = _mm512_fmadd_ps(x, b0, acc[r][0]);
-                        acc[r][1] = _mm512_fmadd_ps(x, b1, acc[r][1]);
+                for r in 0..MR {
+                    let x = _mm512_set1_ps(*a.add(r * rs + p * cs));
+                    for v in 0..NV {
+                        acc[r][v] = _mm512_fmadd_ps(x, row[v], acc[r][v]);
                     }
-                    b = b.wrapping_add(call.b_stride);
                 }
+                b = b.wrapping_add(call.b_stride);
             }
             for r in 0..MR {
-                for h in 0..2 {
-                    let at = out.wrapping_add(r * call.c_stride + 16 * h);
+                for v in 0..NV {
+                    let at = out.wrapping_add(r * call.c_stride + 16 * v);
                     let value = match call.write {
-                        Write::AddScaled(alpha) => _mm512_fmadd_ps(
-                            _mm512_set1_ps(alpha),
-                            acc[r][h],
-                            _mm512_maskz_loadu_ps(mask[h], at),
-                        ),
-                        Write::Set | Write::Continue => acc[r][h],
+                        Write::AddScaled(alpha) => {
+                            let old = _mm512_maskz_loadu_ps(mask[v], at);
+                            _mm512_fmadd_ps(_mm512_set1_ps(alpha), acc[r][v], old)
+                        }
+                        Write::Set | Write::Continue => acc[r][v],
                     };
-                    _mm512_mask_storeu_ps(at, mask[h], value);
+                    _mm512_mask_storeu_ps(at, mask[v], value);
                 }
             }
         }
@@ -309,25 +315,28 @@ mod x86 {
     /// # Safety
     /// Rows `i..i + MR`, columns `j..j + cols` (at most 16) exist; the CPU has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    unsafe fn tile256<const MR: usize>(
+    unsafe fn tile256<const MR: usize, const NV: usize>(
         call: &Call<'_, f32>,
         c: *mut f32,
         i: usize,
         j: usize,
         cols: usize,
     ) {
-        let mask = [lanes256(cols), lanes256(cols.saturating_sub(8))];
+        let mut mask = [_mm256_setzero_si256(); NV];
+        for v in 0..NV {
+            mask[v] = lanes256(cols.saturating_sub(8 * v));
+        }
         let (rs, cs) = (call.a.rows_apart, call.a.cols_apart);
         // SAFETY: masked lanes are never touched, the rest is in bounds by the caller's promise.
         unsafe {
-            let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+            let mut acc = [[_mm256_setzero_ps(); NV]; MR];
             let out = c.add(i * call.c_stride + j);
             if call.write == Write::Continue {
                 for r in 0..MR {
-                    for h in 0..2 {
-                        acc[r][h] = _mm256_maskload_ps(
-                            out.wrapping_add(r * call.c_stride + 8 * h),
-                            mask[h],
+                    for v in 0..NV {
+                        acc[r][v] = _mm256_maskload_ps(
+                            out.wrapping_add(r * call.c_stride + 8 * v),
+                            mask[v],
                         );
                     }
                 }
@@ -335,33 +344,34 @@ mod x86 {
             let a = call.a.data.as_ptr().add(i * rs);
             let mut b = call.b.as_ptr().wrapping_add(j);
             for p in 0..call.dims.k {
-                let (b0, b1) = if cols == 16 {
-                    (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)))
-                } else {
-                    (
-                        _mm256_maskload_ps(b, mask[0]),
-                        _mm256_maskload_ps(b.wrapping_add(8), mask[1]),
-                    )
-                };
+                let mut row = [_mm256_setzero_ps(); NV];
+                for v in 0..NV {
+                    row[v] = if cols == 8 * NV {
+                        _mm256_loadu_ps(b.add(8 * v))
+                    } else {
+                        _mm256_maskload_ps(b.wrapping_add(8 * v), mask[v])
+                    };
+                }
                 for r in 0..MR {
                     let x = _mm256_set1_ps(*a.add(r * rs + p * cs));
-                    acc[r][0] = _mm256_fmadd_ps(x, b0, acc[r][0]);
-                    acc[r][1] = _mm256_fmadd_ps(x, b1, acc[r][1]);
+                    for v in 0..NV {
+                        acc[r][v] = _mm256_fmadd_ps(x, row[v], acc[r][v]);
+                    }
                 }
                 b = b.wrapping_add(call.b_stride);
             }
             for r in 0..MR {
-                for h in 0..2 {
-                    let at = out.wrapping_add(r * call.c_stride + 8 * h);
+                for v in 0..NV {
+                    let at = out.wrapping_add(r * call.c_stride + 8 * v);
                     let value = match call.write {
                         Write::AddScaled(alpha) => _mm256_fmadd_ps(
                             _mm256_set1_ps(alpha),
-                            acc[r][h],
-                            _mm256_maskload_ps(at, mask[h]),
+                            acc[r][v],
+                            _mm256_maskload_ps(at, mask[v]),
                         ),
-                        Write::Set | Write::Continue => acc[r][h],
+                        Write::Set | Write::Continue => acc[r][v],
                     };
-                    _mm256_maskstore_ps(at, mask[h], value);
+                    _mm256_maskstore_ps(at, mask[v], value);
                 }
             }
         }
