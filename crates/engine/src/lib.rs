@@ -17,13 +17,22 @@
 //! The engine knows token ids and text, and nothing of HTTP or of files.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod batch;
 mod constraint;
+mod engine;
 mod error;
+mod llama;
 mod lm;
+mod output;
+mod prefix;
 mod request;
+mod sampler;
 
+pub use batch::{Completion, Progress, generate_all};
 pub use constraint::{BoxedConstraint, TokenConstraint};
+pub use engine::{Engine, EngineConfig};
 pub use error::{ModelError, RequestError, SubmitError};
+pub use llama::Llama;
 pub use lm::{LanguageModel, Span, Wants};
 pub use request::{
     Event, Finish, Request, RequestId, Sampling, Timings, TokenEvent, TokenLogprobs, Usage,
