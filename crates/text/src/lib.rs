@@ -10,11 +10,14 @@
 //!   of turn that training, judging, chatting and serving share;
 //! - [`ConstraintEngine`] compiles JSON schemas, regexes, label sets and grammars into token masks;
 //! - [`StopStrings`] watches a stream for stop strings;
+//! - [`fuzz`] holds the entry points that fuzzers and hostile-input tests call.
 
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod chat;
+mod constraint;
 mod error;
+pub mod fuzz;
 mod message;
 mod stop;
 mod stream;
@@ -22,6 +25,7 @@ mod template;
 mod tokenizer;
 
 pub use chat::{Chat, Example};
+pub use constraint::{Constraint, ConstraintEngine, ConstraintSpec, TokenMask};
 pub use error::TextError;
 pub use message::{Function, FunctionCall, Message, Role, Tool, ToolCall};
 pub use stop::{StopStrings, Watched};

@@ -37,7 +37,7 @@ pub(super) fn of_spelling(spelling: &str) -> Vec<u8> {
 }
 
 /// The spelling of bytes.
-pub(super) fn spell(bytes: &[u8]) -> String {
+pub(crate) fn spell(bytes: &[u8]) -> String {
     bytes.iter().map(|b| CHARS[usize::from(*b)]).collect()
 }
 

@@ -21,6 +21,7 @@ use tokenizers::{
 };
 
 use crate::TextError;
+pub(crate) use bytes::spell;
 pub use gguf::GgufVocab;
 pub use hf::Specials;
 
@@ -303,7 +304,7 @@ impl Tokenizer {
         if let Some(id) = self.added.get_vocab().get(token) {
             return Some(*id);
         }
-        self.bpe.token_to_id(&bytes::spell(token.as_bytes()))
+        self.bpe.token_to_id(&spell(token.as_bytes()))
     }
 
     /// The beginning-of-sequence token.

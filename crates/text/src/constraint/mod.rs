@@ -1,0 +1,302 @@
+//! Grammar masks: which tokens may come next, so that an answer is valid by construction.
+//!
+//! The parser is llguidance; what is ours is the token environment over [`Tokenizer`], the limits, and the rule
+//! that nothing fails open. A specification that is not understood in full is refused when it is compiled; a
+//! parser that gives up while generating returns an error for ever after. There is no path from a constraint
+//! to an unconstrained answer.
+//!
+//! JSON is written without free whitespace: one optional space after `,` and `:`, none elsewhere. That covers
+//! the two ways training data is written (`{"a":1}` and `{"a": 1}`) and leaves a small model no blank to loop on.
+
+mod env;
+mod vet;
+
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
+use serde_json::{Value, json};
+
+use crate::{TextError, Tokenizer};
+
+/// What an answer must look like.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ConstraintSpec {
+    /// Any JSON object.
+    JsonObject,
+    /// JSON that satisfies this schema.
+    JsonSchema(Value),
+    /// Text that this regex matches from beginning to end (Rust syntax, no look-around).
+    Regex(String),
+    /// One of these texts, exactly.
+    Labels(Vec<String>),
+    /// Text of this grammar, in llguidance's variant of Lark.
+    Lark(String),
+}
+
+/// The tokens that may come next: one bit a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenMask {
+    words: Vec<u32>,
+    len: usize,
+}
+
+impl TokenMask {
+    /// Bit `id % 32` of word `id / 32`. Ids past the end are not allowed.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
+    /// How many tokens the mask speaks of: the tokenizer's vocabulary.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Is no token allowed? Never true of a mask that [`Constraint::allowed`] returns.
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|w| *w == 0)
+    }
+
+    /// May this token come next?
+    pub fn allows(&self, id: u32) -> bool {
+        let word = self.words.get(id as usize / 32).copied().unwrap_or(0);
+        (id as usize) < self.len && word >> (id % 32) & 1 == 1
+    }
+
+    /// The allowed ids, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..self.len as u32).filter(|id| self.allows(*id))
+    }
+}
+
+/// Compiles constraints for one tokenizer. Cheap to clone.
+#[derive(Clone)]
+pub struct ConstraintEngine {
+    factory: Arc<ParserFactory>,
+    end_tokens: Arc<[u32]>,
+    vocab_size: usize,
+}
+
+impl ConstraintEngine {
+    /// Builds the token trie. `end_tokens` may come once an answer is complete ([`Chat::end_tokens`](crate::Chat::end_tokens)).
+    pub fn new(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
+        let refuse = |message: String| TextError::Constraint(message);
+        let env = env::token_env(tokenizer, end_tokens)?;
+        let mut factory =
+            ParserFactory::new_simple(&env).map_err(|e| refuse(one_line(&e.to_string())))?;
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Ok(ConstraintEngine {
+            factory: Arc::new(factory),
+            end_tokens: end_tokens.into(),
+            vocab_size: tokenizer.vocab_size(),
+        })
+    }
+
+    /// Compiles a specification, or says why it cannot be enforced.
+    pub fn compile(&self, spec: &ConstraintSpec) -> Result<Constraint, TextError> {
+        let refuse = |message: String| TextError::Constraint(message);
+        let grammar = match spec {
+            ConstraintSpec::JsonObject => json_grammar(json!({"type": "object"}))?,
+            ConstraintSpec::JsonSchema(schema) => {
+                vet::schema(schema)?;
+                json_grammar(schema.clone())?
+            }
+            ConstraintSpec::Regex(regex) => {
+                vet::regex(regex)?;
+                GrammarWithLexer::from_regex(regex)
+            }
+            ConstraintSpec::Labels(labels) => GrammarWithLexer::from_regex(&vet::labels(labels)?),
+            ConstraintSpec::Lark(grammar) => {
+                vet::lark(grammar)?;
+                GrammarWithLexer::from_lark(grammar.clone())
+            }
+        };
+        // Compiling recurses with the grammar, so it gets a stack of its own.
+        let parser = std::thread::scope(|scope| {
+            let compile = || {
+                let parser = self
+                    .factory
+                    .create_parser(TopLevelGrammar::from_grammar(grammar));
+                parser.map_err(|e| e.to_string())
+            };
+            let thread = std::thread::Builder::new()
+                .name("constraint".into())
+                .stack_size(COMPILE_STACK_BYTES);
+            match thread.spawn_scoped(scope, compile) {
+                Ok(handle) => handle
+                    .join()
+                    .unwrap_or_else(|_| Err("the grammar compiler gave up".into())),
+                Err(e) => Err(e.to_string()),
+            }
+        })
+        .map_err(|e| refuse(one_line(&e)))?;
+        let mut matcher = Matcher::new(Ok(parser));
+        if let Some(error) = matcher.get_error() {
+            return Err(refuse(one_line(&error)));
+        }
+        if let Some(warning) = matcher.grammar_warnings().first() {
+            return Err(refuse(format!(
+                "it could not be enforced exactly: {}",
+                one_line(warning)
+            )));
+        }
+        let mut constraint = Constraint {
+            matcher,
+            mask: TokenMask {
+                words: Vec::new(),
+                len: self.vocab_size,
+            },
+            fresh: false,
+            ended: false,
+            end_tokens: self.end_tokens.clone(),
+        };
+        // A grammar without any first token is refused here rather than in the middle of an answer.
+        constraint
+            .allowed()
+            .map_err(|e| refuse(one_line(&e.to_string())))?;
+        Ok(constraint)
+    }
+}
+
+impl std::fmt::Debug for ConstraintEngine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConstraintEngine")
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Enough for the deepest grammar that [`vet`] lets through.
+const COMPILE_STACK_BYTES: usize = 16 << 20;
+
+/// Work and memory that one constraint may take. The fuels are per compilation or per token: well under a
+/// second even when spent to the end.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        max_items_in_row: 2000,
+        initial_lexer_fuel: 1_000_000,
+        step_lexer_fuel: 200_000,
+        step_max_items: 50_000,
+        max_lexer_states: 50_000,
+        max_grammar_size: 200_000,
+        precompute_large_lexemes: true,
+        verbose_errors: false,
+    }
+}
+
+fn json_grammar(schema: Value) -> Result<GrammarWithLexer, TextError> {
+    // Options ride inside the schema; a boolean schema has no inside.
+    let mut schema = match schema {
+        Value::Bool(true) => json!({}),
+        other => other,
+    };
+    let options = JsonCompileOptions {
+        item_separator: ", ?".into(),
+        key_separator: ": ?".into(),
+        whitespace_flexible: false,
+        ..JsonCompileOptions::default()
+    };
+    if !schema.is_object() {
+        return Err(TextError::Constraint("a schema must be an object".into()));
+    }
+    options.apply_to(&mut schema);
+    Ok(GrammarWithLexer::from_json_schema(schema))
+}
+
+/// The first line, without a trailing period.
+fn one_line(message: &str) -> String {
+    let line = message
+        .lines()
+        .find(|l| !l.trim().is_empty())
+        .unwrap_or("unknown error");
+    line.trim()
+        .trim_end_matches('.')
+        .chars()
+        .take(300)
+        .collect()
+}
+
+/// One answer's progress through its constraint. A clone goes its own way.
+#[derive(Clone)]
+pub struct Constraint {
+    matcher: Matcher,
+    mask: TokenMask,
+    /// Is `mask` that of the present state?
+    fresh: bool,
+    ended: bool,
+    end_tokens: Arc<[u32]>,
+}
+
+impl Constraint {
+    /// The tokens that may come next, end tokens included where the answer is complete. Never empty; an
+    /// error is final.
+    pub fn allowed(&mut self) -> Result<&TokenMask, TextError> {
+        if self.ended {
+            return Err(TextError::ConstraintFailed("the answer has ended".into()));
+        }
+        if !self.fresh {
+            let mask = self.matcher.compute_mask_or_eos().map_err(failed)?;
+            if !self.matcher.stop_reason().is_ok() {
+                return Err(TextError::ConstraintFailed(
+                    self.matcher.stop_reason().to_string(),
+                ));
+            }
+            self.mask.words = mask.into();
+            // Exactly as many words as the vocabulary needs, so that nobody reads padding as tokens.
+            self.mask.words.resize(self.mask.len.div_ceil(32), 0);
+            if self.mask.is_empty() {
+                return Err(TextError::ConstraintFailed("no token can follow".into()));
+            }
+            self.fresh = true;
+        }
+        Ok(&self.mask)
+    }
+
+    /// Takes the token that was chosen; one that is not allowed is an error.
+    pub fn commit(&mut self, token: u32) -> Result<(), TextError> {
+        if !self.allowed()?.allows(token) {
+            return Err(TextError::ConstraintFailed(format!(
+                "token {token} is not allowed here"
+            )));
+        }
+        self.fresh = false;
+        if self.end_tokens.contains(&token) {
+            self.ended = true;
+            return Ok(());
+        }
+        self.matcher.consume_token(token).map_err(failed)?;
+        if !self.matcher.stop_reason().is_ok() {
+            return Err(TextError::ConstraintFailed(
+                self.matcher.stop_reason().to_string(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The tokens that must come next whatever the model thinks, if there are any: they need no sampling, and
+    /// can be fed to the model in one pass. Each is still to be committed.
+    pub fn forced(&mut self) -> Vec<u32> {
+        if self.is_done() {
+            return Vec::new();
+        }
+        self.matcher.compute_ff_tokens()
+    }
+
+    /// Is the answer complete, with nothing but an end token to follow (or one already given)?
+    pub fn is_done(&self) -> bool {
+        self.ended || (self.matcher.is_stopped() && self.matcher.stop_reason().is_ok())
+    }
+}
+
+impl std::fmt::Debug for Constraint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Constraint")
+            .field("done", &self.is_done())
+            .finish_non_exhaustive()
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> TextError {
+    TextError::ConstraintFailed(one_line(&error.to_string()))
+}
