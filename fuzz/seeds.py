@@ -105,3 +105,37 @@ save("jsonl", "broken", b'{"a" 1}\n{"b": 2}\n{\n')
 save("jsonl", "not-utf8", b'"\xff"\n')
 save("jsonl", "deep", b"[" * 1000 + b"\n")
 save("jsonl", "long", b"1" * 5000 + b"\n1\n")
+
+alphabet = [chr(b) for b in range(33, 127)] + ["Ġ", "Ċ", "Ã", "©", "Ġa"]
+tokenizer = {
+    "added_tokens": [{"id": len(alphabet), "content": "<|im_end|>", "special": True}],
+    "normalizer": {"type": "NFC"},
+    "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\s+(?!\S)|\s+"}, "behavior": "Isolated", "invert": False},
+        {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}]},
+    "decoder": {"type": "ByteLevel"},
+    "model": {"type": "BPE", "vocab": {t: i for i, t in enumerate(alphabet)}, "merges": ["Ġ a"]},
+}
+save("tokenizer_json", "sound", json.dumps(tokenizer).encode())
+save("tokenizer_json", "huge-id", json.dumps(tokenizer | {"added_tokens": [{"id": 4294967295, "content": "x"}]}).encode())
+save("tokenizer_json", "backtracks", json.dumps(tokenizer).replace(r"\\s+(?!", r"(\\S+)+(?!").encode())
+save("tokenizer_json", "deep", b'{"pre_tokenizer":' + b'{"type":"Sequence","pretokenizers":[' * 200)
+
+save("chat_template", "sound", b"{%- for m in messages %}\n  {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}\n"
+     b"{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+save("chat_template", "endless", b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
+save("chat_template", "recursive", b"{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}")
+save("chat_template", "loud", b"{% for i in range(9999) %}{{ 'x' * 100000 }}{% endfor %}")
+save("chat_template", "half-tag", b"{%}}")
+save("chat_template", "generation", b"{%- generation -%}{{ messages[-1].content | tojson(indent=2) }}{%+ endgeneration %}<|im_end|>")
+
+save("json_schema", "sound", json.dumps(
+    {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}, "b": {"$ref": "#"}}, "required": ["a"]}).encode())
+save("json_schema", "itself", b'{"allOf":[{"$ref":"#"}]}')
+save("json_schema", "square", json.dumps({"type": "array", "minItems": 10000, "items": {"type": "string", "minLength": 10000}}).encode())
+save("json_schema", "typo", b'{"typ":"object"}')
+save("regex", "cube", b"((a{1,99}){1,99}){1,99}")
+save("regex", "look-ahead", b"a(?=b)")
+save("regex", "states", b"(.*a){30}")
+save("lark", "sound", b'start: "(" start ")" | NUM\nNUM: /[0-9]+/')
+save("lark", "ambiguous", b'start: start start | "a" |')

@@ -309,6 +309,26 @@ fn what_cannot_be_enforced_is_refused() {
 }
 
 #[test]
+fn the_fuzz_corpus_passes() {
+    let targets: [(&str, fn(&[u8])); 5] = [
+        ("tokenizer_json", fuzz::tokenizer_json),
+        ("chat_template", fuzz::chat_template),
+        ("json_schema", fuzz::json_schema),
+        ("regex", fuzz::regex),
+        ("lark", fuzz::lark),
+    ];
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+    for (target, body) in targets {
+        let mut n = 0;
+        for entry in std::fs::read_dir(corpus.join(target)).unwrap() {
+            body(&std::fs::read(entry.unwrap().path()).unwrap());
+            n += 1;
+        }
+        assert!(n > 0, "no corpus for {target}");
+    }
+}
+
+#[test]
 fn hostile_grammars_are_bounded() {
     let nested = |n: usize| {
         (0..n).fold(
