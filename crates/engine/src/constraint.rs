@@ -27,3 +27,30 @@ impl Clone for BoxedConstraint {
         self.boxed_clone()
     }
 }
+
+impl TokenConstraint for bantam_text::Constraint {
+    fn allowed(&mut self) -> Result<&[u32], String> {
+        match bantam_text::Constraint::allowed(self) {
+            Ok(mask) => Ok(mask.words()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn commit(&mut self, token: u32) -> Result<(), String> {
+        bantam_text::Constraint::commit(self, token).map_err(|error| error.to_string())
+    }
+
+    fn is_done(&mut self) -> bool {
+        bantam_text::Constraint::is_done(self)
+    }
+
+    fn boxed_clone(&self) -> BoxedConstraint {
+        Box::new(self.clone())
+    }
+}
+
+impl From<bantam_text::Constraint> for BoxedConstraint {
+    fn from(constraint: bantam_text::Constraint) -> Self {
+        Box::new(constraint)
+    }
+}
