@@ -310,7 +310,8 @@ fn what_cannot_be_enforced_is_refused() {
 
 #[test]
 fn the_fuzz_corpus_passes() {
-    let targets: [(&str, fn(&[u8])); 5] = [
+    type Body = fn(&[u8]);
+    let targets: [(&str, Body); 5] = [
         ("tokenizer_json", fuzz::tokenizer_json),
         ("chat_template", fuzz::chat_template),
         ("json_schema", fuzz::json_schema),
