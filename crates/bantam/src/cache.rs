@@ -375,7 +375,11 @@ pub(crate) fn copy(
 
 /// Writes a file so that it appears whole or not at all.
 pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    // The parent of a bare name is empty, which means here.
+    let folder = path
+        .parent()
+        .filter(|p| !p.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temp = folder.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {

@@ -22,6 +22,11 @@ pub(crate) fn watch() -> anyhow::Result<Arc<AtomicBool>> {
     Ok(flag)
 }
 
+/// From now on the first Ctrl-C ends the process: what follows has nothing to save.
+pub(crate) fn end_at_once(flag: &AtomicBool) {
+    flag.store(true, Ordering::SeqCst);
+}
+
 /// Ctrl-C in a conversation: it stops an answer, and ends the process between answers.
 pub(crate) struct Pause {
     /// Nothing is being answered: a signal ends the process.

@@ -60,11 +60,6 @@ impl Progress {
         self.bar.inc(n);
     }
 
-    /// Changes the total, when it is learnt late.
-    pub(crate) fn total(&self, total: u64) {
-        self.bar.set_length(total);
-    }
-
     /// Tells the bar that `position` was reached before this process began, so that speed and ETA leave it out.
     pub(crate) fn resume_at(&self, position: u64) {
         self.bar.set_position(position);
@@ -98,7 +93,6 @@ mod tests {
         ] {
             bar.add(1);
             bar.resume_at(2);
-            bar.total(4);
             bar.set(3);
             bar.detail("loss 1.0");
         }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use bantam_kernels::Isa;
 use serde::Serialize;
 
 use super::Context;
@@ -22,7 +23,8 @@ struct Report {
     os: &'static str,
     arch: &'static str,
     cpu: Option<String>,
-    isa: Vec<&'static str>,
+    isa: &'static str,
+    cpu_features: Vec<&'static str>,
     cores: usize,
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
@@ -86,7 +88,8 @@ fn examine(context: &Context) -> Report {
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         cpu: cpu_name(),
-        isa: isa(),
+        isa: Isa::detect().name(),
+        cpu_features: cpu_features(),
         cores: std::thread::available_parallelism().map_or(1, usize::from),
         memory_bytes: memory.map(|m| m.0),
         memory_available_bytes: memory.map(|m| m.1),
@@ -126,16 +129,16 @@ fn checks(report: &Report, writable: Result<(), String>) -> Vec<Check> {
     if let Some(cpu) = &report.cpu {
         checks.push(good("processor", cpu.clone()));
     }
-    let fast = report.isa.iter().any(|i| matches!(*i, "avx2" | "neon"));
+    let features = if report.cpu_features.is_empty() {
+        "none known"
+    } else {
+        &report.cpu_features.join(" ")
+    };
     checks.push(judge(
         "instruction set",
-        fast,
-        if report.isa.is_empty() {
-            "baseline only".into()
-        } else {
-            report.isa.join(" ")
-        },
-        "without AVX2 or NEON everything works, but many times slower",
+        report.isa != "scalar",
+        format!("{} (of {features})", report.isa),
+        "without vector instructions everything works, but many times slower",
     ));
     checks.push(good("cores", report.cores.to_string()));
     if let (Some(total), Some(available)) = (report.memory_bytes, report.memory_available_bytes) {
@@ -201,8 +204,8 @@ fn writable(cache: &crate::cache::Cache) -> Result<(), String> {
         .map_err(|error| format!("{error:#}"))
 }
 
-/// The SIMD instruction sets of this processor that Bantam has kernels for or may have.
-fn isa() -> Vec<&'static str> {
+/// What the processor offers beyond the baseline and matters to the arithmetic.
+fn cpu_features() -> Vec<&'static str> {
     let mut found = Vec::new();
     #[cfg(target_arch = "x86_64")]
     {
@@ -272,7 +275,8 @@ mod tests {
             os: "linux",
             arch: "x86_64",
             cpu: None,
-            isa: Vec::new(),
+            isa: "scalar",
+            cpu_features: Vec::new(),
             cores: 1,
             memory_bytes: Some(2_000_000_000),
             memory_available_bytes: Some(1_000_000_000),
@@ -300,7 +304,7 @@ mod tests {
             .collect();
         insta::assert_snapshot!(lines.join("\n"), @r#"
         ok system: linux x86_64 | 
-        !! instruction set: baseline only | without AVX2 or NEON everything works, but many times slower
+        !! instruction set: scalar (of none known) | without vector instructions everything works, but many times slower
         ok cores: 1 | 
         !! memory: 1.0 GB of 2.0 GB available | training a 135M model wants about 3 GB of memory: close what else is running
         !! python: not found | `bantam pull` of the first catalogue model needs Python 3 with pip: install `python3` and `python3-pip`

@@ -1,9 +1,12 @@
 //! One file a command; each takes its settings and a [`Context`].
 
+mod chat;
 mod doctor;
+mod eval;
 mod inspect;
 mod models;
 mod pull;
+mod serve;
 mod train;
 
 use std::sync::atomic::AtomicBool;
@@ -60,9 +63,9 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Pull(settings) => pull::run(context, &settings),
         Action::Models(settings) => models::run(context, &settings),
         Action::Train(settings) => train::run(context, &settings),
-        Action::Eval(_) | Action::Chat(_) | Action::Serve(_) => {
-            anyhow::bail!("this command is not in this build yet")
-        }
+        Action::Eval(settings) => eval::run(context, &settings),
+        Action::Chat(settings) => chat::run(context, &settings),
+        Action::Serve(settings) => serve::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),
         Action::Doctor(settings) => doctor::run(context, &settings),
     }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context as _, anyhow};
+use bantam_engine::Llama;
 use bantam_formats::ModelFiles;
 use bantam_kernels::Compute;
 use bantam_lab::export::{Adapter, AdapterIdentity, read_adapter};
@@ -189,6 +190,18 @@ impl Loaded {
     /// The longest sequence that the model reads, in tokens.
     pub(crate) fn max_context(&self) -> anyhow::Result<usize> {
         self.base.max_context()
+    }
+
+    /// Loads weights and adapter.
+    pub(crate) fn load(&self, compute: &Compute) -> anyhow::Result<Llama> {
+        let model = self.base.weights(false)?;
+        let adapter = self.adapter.as_ref().map(|adapter| {
+            let mut lora = Lora::new(adapter.config.clone(), model.config());
+            lora.params.clone_from(&adapter.params);
+            lora.refresh();
+            Arc::new(lora)
+        });
+        Ok(Llama::new(Arc::new(model), adapter, compute.clone()))
     }
 
     /// The system message to use when the user gives none: the training's.

@@ -1,0 +1,287 @@
+//! A trained run answers: `bantam eval`, `chat` and `serve` as a user runs them, on the tiny model.
+#![cfg(unix)]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+
+use bantam_testkit::tiny;
+use serde_json::{Value, json};
+
+/// A folder with the tiny model, a run trained on it, and test rows.
+struct World {
+    dir: tempfile::TempDir,
+}
+
+impl World {
+    fn new() -> Self {
+        let world = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        tiny::write_model(&world.at("model"), 0);
+        tiny::write_rows(&world.at("train.jsonl"), 300, 1);
+        tiny::write_rows(&world.at("test.jsonl"), 30, 2);
+        std::fs::write(world.at("labels.txt"), "money\nweather\nfood\n").unwrap();
+        let train = [
+            "train",
+            "--base",
+            "./model",
+            "--train",
+            "train.jsonl",
+            "--system",
+            tiny::SYSTEM,
+        ];
+        let how = [
+            "--out",
+            "run",
+            "--max-steps",
+            "120",
+            "--batch",
+            "8",
+            "--lr",
+            "1e-2",
+        ];
+        let output = world.run(&[&train[..], &how].concat());
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        world
+    }
+
+    fn at(&self, path: &str) -> PathBuf {
+        self.dir.path().join(path)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .env_clear()
+            .env("BANTAM_HOME", self.at("home"))
+            .stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments);
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        serde_json::from_str(
+            String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .last()
+                .unwrap(),
+        )
+        .unwrap()
+    }
+
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr)
+            .replace(&self.dir.path().display().to_string(), "$DIR")
+    }
+
+    /// Gives `chat` these lines and returns what it prints.
+    fn chat(&self, arguments: &[&str], lines: &str) -> String {
+        let mut child = self
+            .command(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(lines.as_bytes())
+            .unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+}
+
+/// One run, all commands: training it anew for each would be most of the time.
+#[test]
+fn a_run_is_judged_talked_to_and_served() {
+    let world = World::new();
+    eval(&world);
+    chat(&world);
+    serve(&world);
+}
+
+fn eval(world: &World) {
+    let base = ["eval", "--model", "run", "--data", "test.jsonl", "--json"];
+    let free = world.json(
+        &[
+            &base[..],
+            &["--metric", "label", "--rows-out", "rows.jsonl"],
+        ]
+        .concat(),
+    );
+    let keys: Vec<&str> = free
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .take(8)
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "rows",
+            "metric",
+            "score",
+            "ci95",
+            "tok_per_s",
+            "p50_ms",
+            "p95_ms",
+            "peak_rss_mb"
+        ]
+    );
+    assert_eq!(
+        (&free["rows"], &free["metric"]),
+        (&json!(30), &json!("label"))
+    );
+    assert!(
+        free["score"].as_f64().unwrap() > 0.8,
+        "it has learnt the labels: {free}"
+    );
+    let rows = std::fs::read_to_string(world.at("rows.jsonl")).unwrap();
+    assert_eq!(rows.lines().count(), 30);
+
+    let held = world.json(&[&base[..], &["--labels", "labels.txt", "--limit", "10"]].concat());
+    assert_eq!(
+        (&held["rows"], &held["metric"], &held["constraint"]),
+        (&json!(10), &json!("label"), &json!("labels"))
+    );
+    let untrained = world.json(&[
+        "eval",
+        "--model",
+        "./model",
+        "--data",
+        "test.jsonl",
+        "--max-tokens",
+        "8",
+        "--json",
+    ]);
+    assert_eq!(
+        (&untrained["metric"], &untrained["score"]),
+        (&json!("exact"), &json!(0.0))
+    );
+
+    std::fs::write(world.at("labels.txt"), "money\nweather\n").unwrap();
+    insta::assert_snapshot!(
+        "stray_label",
+        world.fails(&[&base[..], &["--labels", "labels.txt"]].concat())
+    );
+    std::fs::write(world.at("schema.json"), "{\"type\": 3}").unwrap();
+    insta::assert_snapshot!(
+        "bad_schema",
+        world.fails(&[&base[..], &["--schema", "schema.json", "--metric", "exact"]].concat())
+    );
+    std::fs::create_dir(world.at("begun")).unwrap();
+    std::fs::write(world.at("begun/settings.json"), "{}").unwrap();
+    std::fs::write(world.at("begun/recipe.toml"), "").unwrap();
+    insta::assert_snapshot!(
+        "unfinished_run",
+        world.fails(&["eval", "--model", "begun", "--data", "test.jsonl"])
+    );
+}
+
+fn chat(world: &World) {
+    let said = world.chat(
+        &["chat", "--model", "run"],
+        "tell me about rain\n\nwhere is the soup?\n",
+    );
+    let answers: Vec<&str> = said.lines().collect();
+    assert_eq!(answers.len(), 2, "one line an answer: {said}");
+    assert_eq!(
+        answers[0], "weather",
+        "the run's own system message is used"
+    );
+    let cut = world.chat(
+        &["chat", "--model", "run", "--max-tokens", "1"],
+        "tell me about rain\n",
+    );
+    assert!(cut.trim_end().len() < "weather".len(), "{cut}");
+}
+
+/// Ends the server when a check fails before it is told to stop.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn serve(world: &World) {
+    let mut command = world.command(&["serve", "--model", "run", "--port", "0"]);
+    let mut server = Guard(
+        command
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap(),
+    );
+    let mut stderr = BufReader::new(server.0.stderr.take().unwrap());
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    let address = line
+        .split("http://")
+        .nth(1)
+        .and_then(|rest| rest.split('/').next())
+        .unwrap_or_else(|| panic!("{line}"));
+
+    let models = request(address, "GET /v1/models", "");
+    assert!(models.contains("\"id\":\"run\""), "{models}");
+    let body = json!({
+        "model": "run",
+        "temperature": 0,
+        "messages": [{"role": "system", "content": tiny::SYSTEM}, {"role": "user", "content": "tell me about rain"}],
+    });
+    let answer = request(address, "POST /v1/chat/completions", &body.to_string());
+    assert!(answer.contains("\"content\":\"weather\""), "{answer}");
+
+    let process = rustix::process::Pid::from_child(&server.0);
+    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    assert_eq!(
+        server.0.wait().unwrap().code(),
+        Some(0),
+        "Ctrl-C is how a server ends"
+    );
+}
+
+fn request(address: &str, what: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "{what} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
