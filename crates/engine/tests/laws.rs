@@ -1,4 +1,5 @@
 //! A request's answer depends on the request alone.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod mock;
 

@@ -1,4 +1,5 @@
 //! The laws of `laws.rs` once more, with a real (tiny) model: its arithmetic keeps them to the bit.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod mock;
 

@@ -1,4 +1,5 @@
 //! The engine, one step at a time, with planned failures.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod mock;
 

@@ -1,4 +1,5 @@
 //! Clients that are slow, that leave, that are too many, and a server that has to go.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 

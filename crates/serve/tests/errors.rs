@@ -1,4 +1,5 @@
 //! Every error has a status, a code, a field where there is one, OpenAI's shape, and a request id.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Request in, exact bytes out, over a real socket and the mock model.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
 

@@ -38,8 +38,11 @@ const HONOURED: &[&str] = &[
     "guided_choice",
 ];
 
+/// Whether a value is what a field takes.
+type Check = fn(&Value) -> bool;
+
 /// Fields that are advice: checked to be what OpenAI takes, without effect.
-const HINTS: &[(&str, fn(&Value) -> bool, &str)] = &[
+const HINTS: &[(&str, Check, &str)] = &[
     ("user", Value::is_string, "a string"),
     (
         "metadata",
