@@ -7,7 +7,7 @@ mod inspect;
 mod models;
 mod pull;
 mod serve;
-mod train;
+pub(crate) mod train;
 
 use std::sync::atomic::AtomicBool;
 
