@@ -154,6 +154,9 @@ pub(crate) struct TrainArgs {
     /// Stop after this many optimiser steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_steps: Option<u64>,
+    /// Train on these batches, a JSON list of lists of row numbers from 0: to compare with another trainer
+    #[arg(long, value_name = "FILE", hide = true, requires = "out")]
+    pub(crate) order: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
     /// Print the first N rendered rows with the loss mask visible, and train nothing

@@ -29,12 +29,26 @@ pub(crate) fn run(context: &Context, settings: &TrainSettings) -> anyhow::Result
         TrainMode::Preview(n) => preview(&context.printer, &base, settings, *n),
         TrainMode::Run(out) => {
             let result = fit(&context.printer, &base, settings, out, &cancel)?;
-            if settings.json {
-                context.printer.json(&result)
-            } else {
-                show(&context.printer, &result, out)
-            }
+            tell(&context.printer, settings, &result, out)
         }
+        TrainMode::Replay { out, order } => {
+            let plan = plan(&base, settings, out, Some(order))?;
+            let result = carry_out(&context.printer, &base, settings, &plan, &cancel)?;
+            tell(&context.printer, settings, &result, out)
+        }
+    }
+}
+
+fn tell(
+    printer: &Printer,
+    settings: &TrainSettings,
+    result: &TrainResult,
+    out: &Path,
+) -> anyhow::Result<()> {
+    if settings.json {
+        printer.json(result)
+    } else {
+        show(printer, result, out)
     }
 }
 
@@ -74,7 +88,17 @@ pub(crate) fn fit(
     out: &Path,
     cancel: &AtomicBool,
 ) -> anyhow::Result<TrainResult> {
-    let plan = plan(base, settings, out)?;
+    let plan = plan(base, settings, out, None)?;
+    carry_out(printer, base, settings, &plan, cancel)
+}
+
+fn carry_out(
+    printer: &Printer,
+    base: &Base,
+    settings: &TrainSettings,
+    plan: &TrainPlan,
+    cancel: &AtomicBool,
+) -> anyhow::Result<TrainResult> {
     for choice in &plan.chosen {
         printer.note(format!("chosen: {choice}"));
     }
@@ -93,7 +117,7 @@ pub(crate) fn fit(
     let mut teller = Teller { printer, bar: None };
     let began = Instant::now();
     let outcome = train::train(
-        &plan,
+        plan,
         &mut trainer,
         &|| began.elapsed(),
         &mut |event| teller.tell(event),
@@ -105,7 +129,7 @@ pub(crate) fn fit(
         Outcome::AlreadyFinished(result) => {
             printer.note(format!(
                 "`{}` is finished already; nothing was trained",
-                out.display()
+                plan.out.display()
             ));
             Ok(result)
         }
@@ -113,7 +137,7 @@ pub(crate) fn fit(
             anyhow::Error::new(Interrupted).context(format!(
                 "stopped after step {step} of {}; a checkpoint is in `{}`",
                 plan.settings.optim.steps,
-                out.display()
+                plan.out.display()
             )),
             "run the same command again to go on from there",
         )),
@@ -121,12 +145,21 @@ pub(crate) fn fit(
 }
 
 /// Tokenised rows and resolved settings.
-fn plan(base: &Base, settings: &TrainSettings, out: &Path) -> anyhow::Result<TrainPlan> {
+fn plan(
+    base: &Base,
+    settings: &TrainSettings,
+    out: &Path,
+    order: Option<&Path>,
+) -> anyhow::Result<TrainPlan> {
     let recipe = &settings.recipe;
     let train = rows::train_rows(&base.chat, &load(recipe, &settings.train)?, &settings.train)?;
     let valid = match &recipe.data.valid {
         Some(path) => rows::train_rows(&base.chat, &load(recipe, path)?, path)?,
         None => Vec::new(),
+    };
+    let order = match order {
+        Some(path) => BatchOrder::read(path, train.len())?,
+        None => BatchOrder::Seeded,
     };
     Ok(TrainPlan::new(PlanInput {
         recipe: recipe.clone(),
@@ -135,7 +168,7 @@ fn plan(base: &Base, settings: &TrainSettings, out: &Path) -> anyhow::Result<Tra
         base_name: base.name.clone(),
         base_sha256: base.sha256.clone(),
         max_context: base.max_context()?,
-        order: BatchOrder::Seeded,
+        order,
         out: out.to_path_buf(),
     })?)
 }

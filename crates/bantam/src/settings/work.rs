@@ -33,6 +33,13 @@ pub(crate) struct TrainSettings {
 pub(crate) enum TrainMode {
     /// Trains into this run directory.
     Run(PathBuf),
+    /// The same, on the batches that another trainer took.
+    Replay {
+        /// The run directory.
+        out: PathBuf,
+        /// Row numbers of each batch.
+        order: PathBuf,
+    },
     /// Shows so many rows with their loss mask.
     Preview(usize),
 }
@@ -81,10 +88,11 @@ impl TrainSettings {
                 "name a file of JSON lines with `--train`, each with `prompt` and `completion`, for example",
             )
         })?;
-        let mode = match (args.preview, args.out) {
-            (Some(rows), _) => TrainMode::Preview(rows as usize),
-            (None, Some(out)) => TrainMode::Run(out),
-            (None, None) => {
+        let mode = match (args.preview, args.out, args.order) {
+            (Some(rows), _, _) => TrainMode::Preview(rows as usize),
+            (None, Some(out), None) => TrainMode::Run(out),
+            (None, Some(out), Some(order)) => TrainMode::Replay { out, order },
+            (None, None, _) => {
                 return Err(advise(
                     anyhow!("no run directory was given"),
                     "name a folder with `--out`: the adapter and the checkpoints go there",
