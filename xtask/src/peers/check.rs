@@ -85,7 +85,7 @@ pub(super) fn adapter(desk: &Desk, run: Option<&Path>) -> Result<Report> {
     report.must(
         "largest difference of a logit, with the adapter",
         num(&found["adapter"], "max_abs")?,
-        Bound::Max(1e-2),
+        Bound::Max(1e-3),
     );
     report.must(
         "largest change of a logit by the adapter",
