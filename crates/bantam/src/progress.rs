@@ -6,11 +6,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::printer::Printer;
 
-const BYTES: &str =
-    "{msg:<28!} {bar:24} {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>11}  eta {eta}";
+const BYTES: &str = "{msg:<28!} {bar:24} {decimal_bytes:>9} of {decimal_total_bytes:<9} {decimal_bytes_per_sec:>11}  eta {eta}";
 const STEPS: &str = "{msg:<28!} {bar:24} {pos:>6} of {len:<6} eta {eta:<6} {prefix}";
 const SPINNER: &str = "{msg:<28!} {spinner} {elapsed} {prefix}";
-const BYTE_SPINNER: &str = "{msg:<28!} {spinner} {bytes} {bytes_per_sec}";
+const BYTE_SPINNER: &str = "{msg:<28!} {spinner} {decimal_bytes} {decimal_bytes_per_sec}";
 
 /// One bar; it vanishes when dropped, so that what stays on the screen is what was printed.
 #[derive(Debug)]

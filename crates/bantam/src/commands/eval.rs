@@ -306,13 +306,17 @@ fn show(
     }
     let failures = outcome.failures;
     let counts = [
-        ("without an answer", failures.no_answer),
-        ("cut off", failures.cut_off),
-        ("not JSON", failures.invalid_json),
+        ("without an answer", failures.no_answer, " (scored 0)"),
+        (
+            "cut off",
+            failures.cut_off,
+            ", at `--max-tokens` or the end of the context",
+        ),
+        ("not JSON", failures.invalid_json, " (scored 0)"),
     ];
-    for (name, n) in counts {
+    for (name, n, what) in counts {
         if n > 0 {
-            table.row([name, &format!("{n} rows (scored 0)")]);
+            table.row([name, &format!("{n} rows{what}")]);
         }
     }
     if let (Some(p50), Some(p95)) = (report.p50_ms, report.p95_ms) {
