@@ -24,7 +24,7 @@ use crate::progress::Progress;
 pub(crate) const MAX_TOKENS: usize = 160;
 
 /// Questions asked one at a time to measure the latency.
-pub(crate) const LATENCY_ROWS: usize = 40;
+pub(crate) const LATENCY_ROWS: usize = 20;
 
 /// Questions answered at the same time.
 pub(crate) const SLOTS: usize = 16;

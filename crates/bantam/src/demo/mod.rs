@@ -376,8 +376,9 @@ fn notes(data: &DemoData) -> Vec<String> {
 /// What to type next: serve the model, ask it.
 fn next(settings: &DemoSettings, data: &DemoData) -> Vec<String> {
     let run = settings.out.join("run");
-    // An address without an apostrophe goes through a shell in single quotes as it is.
-    let plain = |text: &&str| !text.contains('\'');
+    // An address without an apostrophe goes through a shell in single quotes as it is; one with a number shows more.
+    let plain =
+        |text: &&str| !text.contains('\'') && text.starts_with(|c: char| c.is_ascii_digit());
     let address = data
         .sets
         .messiest
@@ -394,13 +395,21 @@ fn next(settings: &DemoSettings, data: &DemoData) -> Vec<String> {
     });
     vec![
         format!(
-            "bantam serve --model {} --model-id {MODEL_ID}",
+            "{} serve --model {} --model-id {MODEL_ID}",
+            quoted(&program()),
             quoted(&run.display().to_string())
         ),
         format!(
             "curl -s http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
         ),
     ]
+}
+
+/// This program as it was called, so that the printed line works where no `bantam` is on the path.
+fn program() -> String {
+    std::env::args()
+        .next()
+        .unwrap_or_else(|| "bantam".to_owned())
 }
 
 /// A word for a POSIX shell.

@@ -20,8 +20,8 @@ const LR: f64 = 2e-3;
 const BATCH: usize = 8;
 const EPOCHS: usize = 2;
 const WARMUP_STEPS: usize = 20;
-/// Updates between validations: six of them.
-const VALID_EVERY: usize = 47;
+/// Updates between validations: four of them.
+const VALID_EVERY: usize = 71;
 /// Seconds of work that a crash may cost.
 const CHECKPOINT_S: f64 = 20.0;
 
