@@ -1,7 +1,7 @@
 //! The official OpenAI clients against a running server.
 //!
-//! Each client is a script of `crates/serve/tests/`, told where the server is by `OPENAI_BASE_URL`,
-//! `OPENAI_API_KEY` and `BANTAM_MODEL`, in the environment; it exits non-zero at the first thing that is wrong.
+//! Each client is a script of `crates/serve/tests/`, told the server's address and the model's name as arguments
+//! (Python) or as `OPENAI_BASE_URL` and `BANTAM_MODEL` (Node); it exits non-zero at the first thing that is wrong.
 //! The clients' packages go under `target/`, pinned, and are installed once.
 
 use std::fs;
@@ -92,7 +92,8 @@ fn installed(
 pub(crate) fn run_python(server: &Server, python: &Path) -> Result<()> {
     let script = script("openai_client.py")?;
     let mut command = sh::command(python);
-    command.arg(script).env("PYTHONDONTWRITEBYTECODE", "1");
+    command.arg(script).args([&server.base_url(), MODEL_ID]);
+    command.env("PYTHONDONTWRITEBYTECODE", "1");
     sh::run(address(&mut command, server))
 }
 
