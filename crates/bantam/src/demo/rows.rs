@@ -57,10 +57,10 @@ pub(crate) fn specialised_prompt(address: &str) -> Vec<Message> {
 
 /// The base model's prompt: the instruction, `shots` worked examples (none: zero-shot), the address.
 pub(crate) fn base_prompt(shots: &[&Labelled], address: &str) -> Vec<Message> {
-    let mut messages = vec![Message::system(&instruction())];
+    let mut messages = vec![Message::system(instruction())];
     for shot in shots {
         messages.push(Message::user(&shot.text));
-        messages.push(Message::assistant(&answer(&shot.tokens)));
+        messages.push(Message::assistant(answer(&shot.tokens)));
     }
     messages.push(Message::user(address));
     messages
@@ -88,7 +88,7 @@ pub(crate) fn pick_shots(train: &[Labelled], n_shots: usize) -> Vec<&Labelled> {
     let mut shown: BTreeSet<&str> = BTreeSet::new();
     let mut picked: Vec<usize> = Vec::new();
     while picked.len() < n_shots {
-        let typical = picked.len() % 2 == 0;
+        let typical = picked.len().is_multiple_of(2);
         let candidates = (0..train.len()).filter(|&i| {
             let repeats_a_set = typical && picked.iter().any(|&other| tags[other] == tags[i]);
             !picked.contains(&i) && !repeats_a_set && answer(&train[i].tokens).len() <= LONGEST_SHOT
