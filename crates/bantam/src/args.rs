@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Serve a model behind the OpenAI API
     Serve(ServeArgs),
+    /// Merge a trained run into its base, as one model for other programs
+    Export(ExportArgs),
     /// Show what a model file or folder holds
     Inspect(InspectArgs),
     /// Check this machine: instruction set, cores, memory, Python, cache
@@ -266,6 +268,36 @@ pub(crate) struct ServeArgs {
     pub(crate) api_key: Vec<String>,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
+}
+
+/// The type of the matrices in an exported model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ExportType {
+    /// 8 bits in blocks of 32, GGUF only
+    #[value(name = "q8_0")]
+    Q8,
+    /// 16-bit floats
+    F16,
+    /// 16-bit floats with the range of f32
+    Bf16,
+    /// 32-bit floats
+    F32,
+}
+
+/// `bantam export`
+#[derive(Debug, Args)]
+pub(crate) struct ExportArgs {
+    /// Run directory of `bantam train`
+    #[arg(long, value_name = "RUN")]
+    pub(crate) model: String,
+    /// What to write: a GGUF file if the name ends in `.gguf`, else a Hugging Face folder
+    #[arg(long, value_name = "FILE|DIR")]
+    pub(crate) out: PathBuf,
+    /// Type of the matrices
+    #[arg(long, value_enum, default_value = "f16")]
+    pub(crate) r#type: ExportType,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
 }
 
 /// `bantam inspect`

@@ -3,6 +3,7 @@
 mod chat;
 mod doctor;
 mod eval;
+mod export;
 mod inspect;
 mod models;
 mod pull;
@@ -66,6 +67,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Eval(settings) => eval::run(context, &settings),
         Action::Chat(settings) => chat::run(context, &settings),
         Action::Serve(settings) => serve::run(context, &settings),
+        Action::Export(settings) => export::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),
         Action::Doctor(settings) => doctor::run(context, &settings),
     }

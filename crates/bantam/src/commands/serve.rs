@@ -4,6 +4,7 @@ use bantam_engine::{Engine, EngineConfig};
 use bantam_kernels::Compute;
 use bantam_serve::{ApiKey, ServeConfig, ServedModel};
 use bantam_text::ConstraintEngine;
+use serde_json::json;
 
 use super::Context;
 use crate::interrupt;
@@ -21,9 +22,15 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
     let chat = loaded.base.chat.clone();
     let constraints = ConstraintEngine::new(chat.tokenizer(), chat.end_tokens())?;
     let tokenizer = chat.tokenizer().clone();
-    let served = ServedModel::new(&settings.model_id, chat, constraints, move || {
+    // A specialised model was judged on its likeliest answers, so that is what a plain call gets.
+    let default_temperature = if loaded.is_specialised() { 0.0 } else { 1.0 };
+    let first_message = loaded.system().map_or_else(String::new, |system| {
+        format!("{}, ", json!({"role": "system", "content": system}))
+    });
+    let mut served = ServedModel::new(&settings.model_id, chat, constraints, move || {
         Ok::<_, std::convert::Infallible>(Engine::new(model, tokenizer, EngineConfig::default()))
     });
+    served.default_temperature = default_temperature;
     drop(spinner);
     let config = ServeConfig {
         host: settings.host,
@@ -39,7 +46,7 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
         printer.note(format!(
             "serving `{}` at http://{address}/v1 (Ctrl-C stops)\ntry: curl http://{address}/v1/chat/completions \
              -H 'content-type: application/json' -d '{{\"model\": \"{0}\", \"messages\": \
-             [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
+             [{first_message}{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
             settings.model_id
         ));
     })?;

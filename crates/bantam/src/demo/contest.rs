@@ -21,10 +21,10 @@ use crate::printer::Printer;
 use crate::progress::Progress;
 
 /// Most tokens of an answer, for every model alike. The longest reference has about a hundred.
-pub(crate) const MAX_TOKENS: usize = 160;
+pub(crate) const MAX_TOKENS: usize = 128;
 
 /// Questions asked one at a time to measure the latency.
-pub(crate) const LATENCY_ROWS: usize = 20;
+pub(crate) const LATENCY_ROWS: usize = 12;
 
 /// Questions answered at the same time.
 pub(crate) const SLOTS: usize = 16;

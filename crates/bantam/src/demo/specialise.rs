@@ -13,17 +13,17 @@ use crate::commands::{Context, train};
 use crate::loader::{self, Base};
 use crate::settings::{DemoSettings, TrainMode, TrainSettings};
 
-/// Short rows want small batches; the rate is high because the whole run has under 300 updates.
+/// Short rows want small batches; the rate is high because the whole run has under 900 updates.
 const RANK: usize = 16;
 const ALPHA: f64 = 32.0;
-const LR: f64 = 2e-3;
-const BATCH: usize = 8;
-const EPOCHS: usize = 2;
-const WARMUP_STEPS: usize = 20;
-/// Updates between validations: four of them.
-const VALID_EVERY: usize = 71;
+const LR: f64 = 1.5e-3;
+const BATCH: usize = 4;
+const EPOCHS: usize = 3;
+const WARMUP_STEPS: usize = 30;
+/// Updates between validations: one an epoch.
+const VALID_EVERY: usize = 284;
 /// Seconds of work that a crash may cost.
-const CHECKPOINT_S: f64 = 20.0;
+const CHECKPOINT_S: f64 = 60.0;
 
 /// Trains in `DIR/run`, or goes on there, or finds it done.
 pub(crate) fn specialise(

@@ -11,7 +11,7 @@ use anyhow::{Context as _, anyhow};
 use bantam_engine::Llama;
 use bantam_formats::ModelFiles;
 use bantam_kernels::Compute;
-use bantam_lab::export::{Adapter, AdapterIdentity, read_adapter};
+use bantam_lab::export::{self, Adapter, AdapterIdentity, MergeFormat, read_adapter};
 use bantam_model::{Lora, Model, ModelConfig, Precision};
 use bantam_text::Chat;
 use sha2::{Digest as _, Sha256};
@@ -202,6 +202,25 @@ impl Loaded {
             Arc::new(lora)
         });
         Ok(Llama::new(Arc::new(model), adapter, compute.clone()))
+    }
+
+    /// Writes base and adapter as one model.
+    pub(crate) fn merge(&self, format: MergeFormat, out: &Path) -> anyhow::Result<()> {
+        let Some(adapter) = &self.adapter else {
+            return Err(advise(
+                anyhow!(
+                    "`{}` is a base model: there is nothing to merge into it",
+                    self.base.name
+                ),
+                "give the folder of a `bantam train` run",
+            ));
+        };
+        Ok(export::merge(&self.base.files, adapter, format, out)?)
+    }
+
+    /// Whether an adapter goes with the base.
+    pub(crate) fn is_specialised(&self) -> bool {
+        self.adapter.is_some()
     }
 
     /// The system message to use when the user gives none: the training's.

@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
+use bantam_formats::DType;
+use bantam_lab::export::MergeFormat;
 
-use crate::args::{Command, DemoArgs, GlobalArgs, InspectArgs, PullArgs, ThreadsArg};
+use crate::args::{
+    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, PullArgs, ThreadsArg,
+};
 use crate::error::advise;
 
 mod work;
@@ -174,6 +178,8 @@ pub(crate) enum Action {
     Chat(ChatSettings),
     /// `bantam serve`
     Serve(ServeSettings),
+    /// `bantam export`
+    Export(ExportSettings),
     /// `bantam inspect`
     Inspect(InspectSettings),
     /// `bantam doctor`
@@ -233,6 +239,44 @@ pub(crate) struct DoctorSettings {
     pub(crate) json: bool,
 }
 
+/// `bantam export`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExportSettings {
+    /// Run directory.
+    pub(crate) model: String,
+    /// File or folder to write.
+    pub(crate) out: PathBuf,
+    /// What to write there.
+    pub(crate) format: MergeFormat,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+impl ExportSettings {
+    fn resolve(args: ExportArgs) -> Self {
+        let dtype = match args.r#type {
+            ExportType::Q8 => DType::Q8_0,
+            ExportType::F16 => DType::F16,
+            ExportType::Bf16 => DType::BF16,
+            ExportType::F32 => DType::F32,
+        };
+        let is_gguf = args
+            .out
+            .extension()
+            .is_some_and(|ext| ext.eq_ignore_ascii_case("gguf"));
+        Self {
+            model: args.model,
+            format: if is_gguf {
+                MergeFormat::Gguf(dtype)
+            } else {
+                MergeFormat::Folder(dtype)
+            },
+            out: args.out,
+            json: args.json.json,
+        }
+    }
+}
+
 impl Action {
     /// Resolves a command's flags.
     pub(crate) fn resolve(command: Command) -> anyhow::Result<Self> {
@@ -272,6 +316,7 @@ impl Action {
             Command::Doctor(args) => Self::Doctor(DoctorSettings {
                 json: args.json.json,
             }),
+            Command::Export(args) => Self::Export(ExportSettings::resolve(args)),
             Command::Train(args) => Self::Train(Box::new(TrainSettings::resolve(*args)?)),
             Command::Eval(args) => Self::Eval(EvalSettings::resolve(args)),
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
