@@ -126,6 +126,41 @@ fn a_run_is_judged_talked_to_and_served() {
     eval(&world);
     chat(&world);
     serve(&world);
+    export(&world);
+}
+
+/// Merged, the run answers as it did with its adapter apart.
+fn export(world: &World) {
+    let score = |model: &str| {
+        let words = [
+            "eval",
+            "--model",
+            model,
+            "--data",
+            "test.jsonl",
+            "--metric",
+            "label",
+            "--json",
+        ];
+        world.json(&[&words[..], &["--system", tiny::SYSTEM]].concat())["score"]
+            .as_f64()
+            .unwrap()
+    };
+    let apart = score("run");
+    for (out, kind) in [("merged", "f32"), ("merged.gguf", "f16")] {
+        let report = world.json(&[
+            "export", "--model", "run", "--out", out, "--type", kind, "--json",
+        ]);
+        assert!(report["bytes"].as_u64().unwrap() > 0, "{report}");
+        let merged = score(&format!("./{out}"));
+        assert!((merged - apart).abs() < 0.1, "{out}: {merged} and {apart}");
+    }
+    let message = world.fails(&["export", "--model", "./model", "--out", "again"]);
+    assert!(message.contains("nothing to merge"), "{message}");
+    let message = world.fails(&[
+        "export", "--model", "run", "--out", "folder", "--type", "q8_0",
+    ]);
+    assert!(message.contains("cannot be written"), "{message}");
 }
 
 fn eval(world: &World) {
