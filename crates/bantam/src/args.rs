@@ -141,6 +141,9 @@ pub(crate) struct TrainArgs {
     /// Scale of the adapter: its output is multiplied by alpha / rank
     #[arg(long, value_name = "A", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) alpha: Option<f64>,
+    /// Begin from this adapter (a run, or a folder in PEFT's format) instead of random values
+    #[arg(long, value_name = "DIR|RUN")]
+    pub(crate) init_adapter: Option<PathBuf>,
     /// Peak learning rate
     #[arg(long, value_name = "LR", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) lr: Option<f64>,

@@ -217,3 +217,46 @@ fn ctrl_c_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
     );
     assert_eq!(json(&output)["sha256"], whole["sha256"]);
 }
+
+#[test]
+fn a_run_begins_from_the_adapter_it_is_given() {
+    let world = World::new();
+    let arguments = |out, steps, more: &[&'static str]| {
+        let all = ["--out", out, "--max-steps", steps, "--lr", "1e-2", "--json"];
+        let all = [&all[..], &["--rank", "4", "--batch", "8"], more].concat();
+        world.train(&all).output().unwrap()
+    };
+    let first = json(&arguments("first", "30", &[]));
+    // The run and the adapter's own folder are the same adapter; it is no worse than where it began.
+    let by_run = json(&arguments("second", "1", &["--init-adapter", "first"]));
+    let by_folder = json(&arguments(
+        "third",
+        "1",
+        &["--init-adapter", "first/adapter"],
+    ));
+    assert_eq!(by_run["sha256"], by_folder["sha256"]);
+    let fresh = json(&arguments("fourth", "1", &[]));
+    let loss = |report: &serde_json::Value| report["last_loss"].as_f64().unwrap();
+    assert!(loss(&by_run) < 0.8 * loss(&fresh), "{by_run} {fresh}");
+    assert!(loss(&by_run) < 1.5 * loss(&first), "{by_run} {first}");
+    let say = |output: Output| {
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let other = say(arguments("second", "1", &[]));
+    assert!(
+        other.contains("was started with `lora.init_sha256`"),
+        "{other}"
+    );
+    let missing = say(arguments("fifth", "1", &["--init-adapter", "train.jsonl"]));
+    assert!(
+        missing.contains("there is no adapter in `train.jsonl`"),
+        "{missing}"
+    );
+    let alpha = ["--init-adapter", "first", "--alpha", "3"];
+    let differs = say(arguments("fifth", "1", &alpha));
+    assert!(
+        differs.contains("`lora.alpha` is 3, but the adapter to begin from has 8"),
+        "{differs}"
+    );
+}

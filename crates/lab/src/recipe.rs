@@ -12,8 +12,8 @@ use crate::train::TrainError;
 mod settings;
 
 pub use settings::{
-    BaseSettings, CheckpointSettings, DataSettings, Facts, LoraSettings, OptimSettings, Resolved,
-    Settings, ValidSettings,
+    BaseSettings, CheckpointSettings, DataSettings, Facts, InitFacts, LoraSettings, OptimSettings,
+    Resolved, Settings, ValidSettings,
 };
 
 /// How the weights are trained.
@@ -76,6 +76,19 @@ impl TargetModule {
         Self::Up,
         Self::Down,
     ];
+
+    /// `q_proj` and so on.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q => "q_proj",
+            Self::K => "k_proj",
+            Self::V => "v_proj",
+            Self::O => "o_proj",
+            Self::Gate => "gate_proj",
+            Self::Up => "up_proj",
+            Self::Down => "down_proj",
+        }
+    }
 }
 
 /// Declares a section all of whose fields are optional, with `overlaid`: the other's fields win where they are given.
@@ -121,6 +134,8 @@ section! {
         alpha: f64,
         /// Layers that get an adapter.
         targets: Vec<TargetModule>,
+        /// Folder of an adapter to begin from, instead of random values; its shape is taken where none is given.
+        init: PathBuf,
     }
 }
 

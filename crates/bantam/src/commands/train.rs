@@ -169,6 +169,12 @@ fn plan(
         base_sha256: base.sha256.clone(),
         max_context: base.max_context()?,
         order,
+        init: recipe
+            .lora
+            .init
+            .as_deref()
+            .map(|path| base.adapter(path))
+            .transpose()?,
         out: out.to_path_buf(),
     })?)
 }

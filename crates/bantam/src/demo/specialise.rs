@@ -79,7 +79,7 @@ fn recipe(settings: &DemoSettings, data: &DemoData, base: &str) -> Recipe {
         lora: LoraRecipe {
             rank: Some(RANK),
             alpha: Some(ALPHA),
-            targets: None,
+            ..LoraRecipe::default()
         },
         optim: OptimRecipe {
             lr: Some(LR),

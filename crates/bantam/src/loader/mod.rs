@@ -143,6 +143,20 @@ impl Base {
         Ok(ModelConfig::from_files(&self.files)?.max_context)
     }
 
+    /// Reads an adapter for this base: of a run, or of a folder in PEFT's format.
+    pub(crate) fn adapter(&self, folder: &Path) -> anyhow::Result<Adapter> {
+        let place = adapter_in(folder).ok_or_else(|| {
+            advise(
+                anyhow!("there is no adapter in `{}`", folder.display()),
+                "give a finished run of `bantam train`, or a folder with `adapter_config.json` and `adapter_model.safetensors`",
+            )
+        })?;
+        Ok(read_adapter(
+            &place,
+            &ModelConfig::from_files(&self.files)?,
+        )?)
+    }
+
     /// Loads the weights.
     pub(crate) fn weights(&self, trainable: bool) -> anyhow::Result<Model<f32>> {
         let model = Model::load(&self.files, Precision::Bf16, trainable);

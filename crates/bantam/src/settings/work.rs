@@ -64,6 +64,7 @@ impl TrainSettings {
                 rank: args.rank.map(|n| n as usize),
                 alpha: args.alpha,
                 targets: None,
+                init: args.init_adapter,
             },
             optim: OptimRecipe {
                 lr: args.lr,

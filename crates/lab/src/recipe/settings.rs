@@ -44,6 +44,21 @@ pub struct Facts {
     pub order: String,
     /// Batches in a given order.
     pub given_batches: Option<usize>,
+    /// Shape and SHA-256 of the adapter to begin from, if there is one.
+    pub init: Option<InitFacts>,
+}
+
+/// What there is to know of an adapter that a run begins from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct InitFacts {
+    /// Its rank.
+    pub rank: usize,
+    /// Its alpha.
+    pub alpha: f64,
+    /// Its layers, in the order of [`TargetModule::ALL`].
+    pub targets: Vec<TargetModule>,
+    /// SHA-256 of its numbers.
+    pub sha256: String,
 }
 
 /// Which model is adapted.
@@ -91,6 +106,12 @@ pub struct LoraSettings {
     pub alpha: f64,
     /// Layers that get an adapter.
     pub targets: Vec<TargetModule>,
+    /// Folder of the adapter that the run began from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
+    /// SHA-256 of that adapter's numbers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init_sha256: Option<String>,
 }
 
 /// The optimizer and its schedule.
@@ -187,30 +208,7 @@ impl Recipe {
     pub fn resolve(&self, facts: &Facts) -> Result<Resolved, TrainError> {
         let mut chosen = Vec::new();
         let optim = self.resolve_optim(facts, &mut chosen)?;
-        let rank = self.lora.rank.unwrap_or(16);
-        check(
-            (1..=1024).contains(&rank),
-            "lora.rank",
-            "must be from 1 to 1024",
-        )?;
-        let alpha = self.lora.alpha.unwrap_or(2.0 * rank as f64);
-        check(
-            alpha.is_finite() && alpha > 0.0,
-            "lora.alpha",
-            "must be above 0",
-        )?;
-        let mut targets = self
-            .lora
-            .targets
-            .clone()
-            .unwrap_or_else(|| TargetModule::ALL.to_vec());
-        targets.sort_unstable();
-        targets.dedup();
-        check(
-            !targets.is_empty(),
-            "lora.targets",
-            "must name at least one layer",
-        )?;
+        let lora = self.resolve_lora(facts)?;
         let micro_tokens = self.micro_tokens.unwrap_or(768);
         check(micro_tokens >= 1, "micro_tokens", "must be at least 1")?;
         let every = self.valid.every.unwrap_or((optim.steps / 10).max(10));
@@ -245,11 +243,7 @@ impl Recipe {
             max_seq_len: facts.max_seq_len,
             skip_long: self.skip_long.unwrap_or(false),
             micro_tokens,
-            lora: LoraSettings {
-                rank,
-                alpha,
-                targets,
-            },
+            lora,
             optim,
             valid: ValidSettings {
                 every,
@@ -261,6 +255,46 @@ impl Recipe {
             },
         };
         Ok(Resolved { settings, chosen })
+    }
+
+    /// The adapter's shape: as given, else that of the adapter to begin from, else the default.
+    fn resolve_lora(&self, facts: &Facts) -> Result<LoraSettings, TrainError> {
+        let init = facts.init.as_ref();
+        let rank = self.lora.rank.or(init.map(|i| i.rank)).unwrap_or(16);
+        check(
+            (1..=1024).contains(&rank),
+            "lora.rank",
+            "must be from 1 to 1024",
+        )?;
+        let alpha = self.lora.alpha.or(init.map(|i| i.alpha));
+        let alpha = alpha.unwrap_or(2.0 * rank as f64);
+        check(
+            alpha.is_finite() && alpha > 0.0,
+            "lora.alpha",
+            "must be above 0",
+        )?;
+        let targets = self.lora.targets.clone();
+        let targets = targets.or(init.map(|i| i.targets.clone()));
+        let mut targets = targets.unwrap_or_else(|| TargetModule::ALL.to_vec());
+        targets.sort_unstable();
+        targets.dedup();
+        check(
+            !targets.is_empty(),
+            "lora.targets",
+            "must name at least one layer",
+        )?;
+        if let Some(init) = init {
+            agree("lora.rank", &rank, &init.rank)?;
+            agree("lora.alpha", &alpha, &init.alpha)?;
+            agree("lora.targets", &names(&targets), &names(&init.targets))?;
+        }
+        Ok(LoraSettings {
+            rank,
+            alpha,
+            targets,
+            init: init.and(self.lora.init.clone()),
+            init_sha256: init.map(|i| i.sha256.clone()),
+        })
     }
 
     /// The share of rows to hold out, 0 for none.
@@ -406,6 +440,26 @@ fn check(fine: bool, field: &'static str, reason: &str) -> Result<(), TrainError
     } else {
         Err(setting(field, reason))
     }
+}
+
+/// Refuses a shape other than that of the adapter to begin from.
+fn agree<T: PartialEq + std::fmt::Display>(
+    field: &'static str,
+    given: &T,
+    found: &T,
+) -> Result<(), TrainError> {
+    if given == found {
+        return Ok(());
+    }
+    let reason = format!(
+        "is {given}, but the adapter to begin from has {found}; leave it out, and the adapter's is taken"
+    );
+    Err(TrainError::Setting { field, reason })
+}
+
+fn names(targets: &[TargetModule]) -> String {
+    let names: Vec<&str> = targets.iter().map(|target| target.name()).collect();
+    names.join(", ")
 }
 
 /// Rounds to two significant digits, by way of decimal text so that the value is the one printed.

@@ -54,6 +54,7 @@ fn facts(rows: usize, tokens: u64) -> Facts {
         max_seq_len: 2048,
         order: "seeded".into(),
         given_batches: None,
+        init: None,
     }
 }
 
@@ -158,4 +159,26 @@ fn max_steps_decides_the_epochs_when_they_are_open() {
     let recipe = parse("[optim]\nmax_steps = 30\nbatch_rows = 10").unwrap();
     let o = recipe.resolve(&facts(100, 5000)).unwrap().settings.optim;
     assert_eq!((o.epochs, o.steps), (3, 30));
+}
+
+#[test]
+fn the_adapter_to_begin_from_gives_the_shape_and_must_agree() {
+    let mut facts = facts(100, 5000);
+    facts.init = Some(InitFacts {
+        rank: 4,
+        alpha: 6.0,
+        targets: vec![TargetModule::Q, TargetModule::V],
+        sha256: "i".into(),
+    });
+    let lora = Recipe::default().resolve(&facts).unwrap().settings.lora;
+    assert_eq!((lora.rank, lora.alpha), (4, 6.0));
+    assert_eq!(lora.targets, [TargetModule::Q, TargetModule::V]);
+    assert_eq!(lora.init_sha256.as_deref(), Some("i"));
+    let words = |text: &str| {
+        let error = parse(text).unwrap().resolve(&facts).unwrap_err();
+        error.to_string()
+    };
+    insta::assert_snapshot!(words("[lora]\nrank = 8"), @"`lora.rank` is 8, but the adapter to begin from has 4; leave it out, and the adapter's is taken");
+    insta::assert_snapshot!(words("[lora]\nalpha = 8"), @"`lora.alpha` is 8, but the adapter to begin from has 6; leave it out, and the adapter's is taken");
+    insta::assert_snapshot!(words("[lora]\ntargets = [\"q\"]"), @"`lora.targets` is q_proj, but the adapter to begin from has q_proj, v_proj; leave it out, and the adapter's is taken");
 }

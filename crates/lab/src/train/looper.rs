@@ -47,7 +47,11 @@ pub(super) fn run<T: Trainable>(
     warnings.extend(damage);
     let resumed = found.is_some();
     let snapshot = found.unwrap_or_else(|| {
-        let params = model.initial_params(plan.settings.seed);
+        let params = match &plan.init {
+            Some(params) => params.clone(),
+            None => model.initial_params(plan.settings.seed),
+        };
+        assert_eq!(params.len(), model.n_params(), "an adapter of this shape");
         let opt = AdamW::new(params.len());
         Snapshot {
             state: LoopState::default(),

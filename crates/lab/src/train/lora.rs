@@ -214,7 +214,7 @@ mod tests {
             lora: LoraRecipe {
                 rank: Some(4),
                 alpha: Some(8.0),
-                targets: None,
+                ..Default::default()
             },
             optim: OptimRecipe {
                 lr: Some(golden.scalar("train.lr")),
@@ -237,6 +237,7 @@ mod tests {
             base_sha256: "0".into(),
             max_context: 256,
             order: BatchOrder::Given(vec![vec![0, 1]; 10]),
+            init: None,
             out: out.to_path_buf(),
         })
         .unwrap()

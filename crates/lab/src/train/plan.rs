@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 
+use bantam_model::Proj;
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
 use super::batch::{BatchOrder, TrainRow, rows_sha256};
-use crate::recipe::{Facts, Recipe, Settings};
+use crate::export::Adapter;
+use crate::recipe::{Facts, InitFacts, Recipe, Settings, TargetModule};
 
 /// What a plan is made from.
 #[derive(Debug, Clone)]
@@ -25,6 +27,8 @@ pub struct PlanInput {
     pub max_context: usize,
     /// Where the order of the batches comes from.
     pub order: BatchOrder,
+    /// An adapter to begin from, instead of random values.
+    pub init: Option<Adapter>,
     /// The run directory.
     pub out: PathBuf,
 }
@@ -46,6 +50,8 @@ pub struct TrainPlan {
     pub valid: Vec<TrainRow>,
     /// Where the order of the batches comes from.
     pub order: BatchOrder,
+    /// The parameters to begin from, if they are not drawn at random.
+    pub init: Option<Vec<f32>>,
     /// The run directory.
     pub out: PathBuf,
 }
@@ -61,6 +67,7 @@ impl TrainPlan {
             base_sha256,
             max_context,
             order,
+            init,
             out,
         } = input;
         let train_path = recipe.data.train.clone().unwrap_or_default();
@@ -109,6 +116,16 @@ impl TrainPlan {
             BatchOrder::Seeded => None,
             BatchOrder::Given(batches) => Some(batches.len()),
         };
+        let other_base = init
+            .as_ref()
+            .and_then(|adapter| adapter.identity.as_ref())
+            .filter(|identity| identity.base_sha256 != base_sha256);
+        if let Some(identity) = other_base {
+            warnings.push(format!(
+                "the adapter to begin from was trained on other weights (`{}`)",
+                identity.base
+            ));
+        }
         let facts = Facts {
             rows: train.len(),
             tokens: train.iter().map(|row| row.tokens.len() as u64).sum(),
@@ -121,6 +138,7 @@ impl TrainPlan {
             max_seq_len,
             order: order.fingerprint(),
             given_batches,
+            init: init.as_ref().map(init_facts),
         };
         let resolved = recipe.resolve(&facts)?;
         Ok(Self {
@@ -131,8 +149,27 @@ impl TrainPlan {
             train,
             valid,
             order,
+            init: init.map(|adapter| adapter.params),
             out,
         })
+    }
+}
+
+/// Shape and digest of an adapter.
+fn init_facts(adapter: &Adapter) -> InitFacts {
+    let mut hash = Sha256::new();
+    for number in &adapter.params {
+        hash.update(number.to_le_bytes());
+    }
+    let named = |target: &TargetModule| {
+        let of = |proj: &Proj| proj.name() == target.name();
+        adapter.config.targets.iter().any(of)
+    };
+    InitFacts {
+        rank: adapter.config.rank,
+        alpha: adapter.config.alpha,
+        targets: TargetModule::ALL.into_iter().filter(named).collect(),
+        sha256: format!("{:x}", hash.finalize()),
     }
 }
 
@@ -220,6 +257,7 @@ mod tests {
             base_sha256: "b".into(),
             max_context: 8,
             order: BatchOrder::Seeded,
+            init: None,
             out: Path::new("out").into(),
         }
     }

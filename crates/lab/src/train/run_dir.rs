@@ -11,9 +11,15 @@ use serde_json::Value;
 use super::checkpoint::{sweep, write_atomic};
 use super::{TrainError, TrainPlan, TrainResult};
 
-/// Settings that may change between sessions of a run: they do not touch the result. Data and base are held to their
-/// SHA-256, not to their names.
-const FREE: [&str; 4] = ["checkpoint.", "base.name", "data.train", "data.valid"];
+/// Settings that may change between sessions of a run: they do not touch the result. Data, base and first adapter
+/// are held to their SHA-256, not to their names.
+const FREE: [&str; 5] = [
+    "checkpoint.",
+    "base.name",
+    "data.train",
+    "data.valid",
+    "lora.init",
+];
 
 /// A run directory held by this process.
 #[derive(Debug)]

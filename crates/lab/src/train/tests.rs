@@ -54,6 +54,7 @@ fn input(recipe: Recipe, out: &Path) -> PlanInput {
         base_sha256: "0".into(),
         max_context: 64,
         order: BatchOrder::Seeded,
+        init: None,
         out: out.to_path_buf(),
     }
 }
