@@ -1,4 +1,4 @@
-//! Causal attention: over packed sequences with its backward, and over a block cache.
+//! Causal attention: over a block cache, and over a forest of segments with its backward.
 //!
 //! Both give a query row the same bits: scores are chains over the head width, mixtures are
 //! chains over ascending positions, and a masked position adds an exact zero.
@@ -10,10 +10,12 @@
 //! arXiv:2305.13245.
 
 use crate::gemm::{Call, Dims, View, Write};
-use crate::ops::{softmax, softmax_backward};
+use crate::ops::softmax;
 use crate::par::Parts;
-use crate::{Compute, Isa, Real};
+use crate::{Compute, Real};
 use std::ops::Range;
+
+pub mod forest;
 
 /// Query rows that are worked on together.
 const ROWS: usize = 32;
@@ -65,130 +67,6 @@ impl HeadDims {
     pub fn block_len(&self) -> usize {
         2 * self.n_kv_heads * self.head_dim * BLOCK
     }
-}
-
-/// Attention within packed sequences, each row seeing its own sequence up to itself.
-///
-/// Shapes: out [T, H Dh]; qkv [T, W], rotated; `seqs` are disjoint row ranges
-/// Math:   out_t = sum_{j <= t} softmax_j(q_t k_j / sqrt(Dh)) v_j
-/// Errors: panics if a length disagrees with `dims`
-pub fn packed<R: Real>(
-    compute: &Compute,
-    out: &mut [R],
-    qkv: &[R],
-    seqs: &[Range<usize>],
-    dims: HeadDims,
-) {
-    let (w, ow, dh) = (dims.qkv_width(), dims.out_width(), dims.head_dim);
-    check_rows(out.len() / ow, qkv.len(), out.len(), seqs, dims);
-    let isa = compute.isa();
-    let out = Parts::new(out);
-    compute.pool().run(seqs.len() * dims.n_kv_heads, |task| {
-        let (seq, kv_head) = (&seqs[task / dims.n_kv_heads], task % dims.n_kv_heads);
-        let key = seq.start * w + dims.key_start(kv_head);
-        let keys = transpose(&qkv[key..], w, seq.len(), dh);
-        let values = &qkv[key + dims.value_shift()..];
-        let mut probs = vec![R::ZERO; ROWS * seq.len()];
-        for head in kv_head * dims.group()..(kv_head + 1) * dims.group() {
-            for rows in blocks(seq.len()) {
-                let query = &qkv[(seq.start + rows.start) * w + head * dh..];
-                let n = rows.end;
-                probabilities(isa, &mut probs, query, w, &keys, seq.len(), &rows, dims);
-                let mix = Dims {
-                    m: rows.len(),
-                    n: dh,
-                    k: n,
-                };
-                let call = Call::new(View::rows(&probs, n), (values, w), ow, mix, Write::Set);
-                // SAFETY: a task writes the rows of its sequence and the columns of its heads
-                // only; `out` holds [T, H Dh] by `check_rows`.
-                unsafe {
-                    R::gemm_serial(
-                        isa,
-                        &call,
-                        out.at((seq.start + rows.start) * ow + head * dh),
-                    )
-                };
-            }
-        }
-    });
-}
-
-/// Backward of [`packed`]: overwrites `d_qkv`.
-///
-/// Shapes: d_qkv, qkv [T, W]; d_out [T, H Dh]
-/// Math:   out = P V, P = softmax(Q K^T / sqrt(Dh))
-///         =>  dV = P^T dOut;  dS = softmax'(dOut V^T);  dQ = dS K;  dK = dS^T Q
-pub fn packed_backward<R: Real>(
-    compute: &Compute,
-    d_qkv: &mut [R],
-    d_out: &[R],
-    qkv: &[R],
-    seqs: &[Range<usize>],
-    dims: HeadDims,
-) {
-    let (w, ow, dh) = (dims.qkv_width(), dims.out_width(), dims.head_dim);
-    check_rows(d_qkv.len() / w, qkv.len(), d_out.len(), seqs, dims);
-    d_qkv.fill(R::ZERO);
-    let isa = compute.isa();
-    let d_qkv = Parts::new(d_qkv);
-    compute.pool().run(seqs.len() * dims.n_kv_heads, |task| {
-        let (seq, kv_head) = (&seqs[task / dims.n_kv_heads], task % dims.n_kv_heads);
-        let len = seq.len();
-        let key = seq.start * w + dims.key_start(kv_head);
-        let value = key + dims.value_shift();
-        let keys = transpose(&qkv[key..], w, len, dh);
-        let values = transpose(&qkv[value..], w, len, dh);
-        let (mut probs, mut d_scores) = (vec![R::ZERO; ROWS * len], vec![R::ZERO; ROWS * len]);
-        for head in kv_head * dims.group()..(kv_head + 1) * dims.group() {
-            for rows in blocks(len) {
-                let (m, n) = (rows.len(), rows.end);
-                let at = (seq.start + rows.start) * w + head * dh;
-                let query = &qkv[at..];
-                let d_out = &d_out[(seq.start + rows.start) * ow + head * dh..];
-                probabilities(isa, &mut probs, query, w, &keys, len, &rows, dims);
-                let scores = Dims { m, n, k: dh };
-                Call::new(View::rows(d_out, ow), (&values, len), n, scores, Write::Set)
-                    .run(isa, &mut d_scores);
-                for (probs, d) in probs
-                    .chunks_exact(n)
-                    .zip(d_scores.chunks_exact_mut(n))
-                    .take(m)
-                {
-                    softmax_backward(isa, d, probs, dims.scale());
-                }
-                let d_query = Call::new(
-                    View::rows(&d_scores, n),
-                    (&qkv[key..], w),
-                    w,
-                    Dims { m, n: dh, k: n },
-                    Write::Set,
-                );
-                let over_rows = Dims { m: n, n: dh, k: m };
-                let d_key = Call::new(
-                    View::transposed(&d_scores, n),
-                    (query, w),
-                    w,
-                    over_rows,
-                    Write::Continue,
-                );
-                let d_value = Call::new(
-                    View::transposed(&probs, n),
-                    (d_out, ow),
-                    w,
-                    over_rows,
-                    Write::Continue,
-                );
-                // SAFETY: a task writes the rows of its sequence, the columns of its query heads
-                // and of its key-value head only; `d_qkv` holds [T, W] by `check_rows`.
-                unsafe {
-                    R::gemm_serial(isa, &d_query, d_qkv.at(at));
-                    R::gemm_serial(isa, &d_key, d_qkv.at(key));
-                    R::gemm_serial(isa, &d_value, d_qkv.at(value));
-                }
-            }
-        }
-    });
 }
 
 /// The new rows of one sequence and the blocks that hold its keys and values, the new ones
@@ -325,43 +203,11 @@ fn blocks(len: usize) -> impl Iterator<Item = Range<usize>> {
         .map(move |start| start..(start + ROWS).min(len))
 }
 
-/// `[len, dh]` rows `stride` apart to `[dh, len]`.
-fn transpose<R: Real>(x: &[R], stride: usize, len: usize, dh: usize) -> Vec<R> {
-    let mut out = vec![R::ZERO; dh * len];
-    for t in 0..len {
-        for (d, &x) in x[t * stride..][..dh].iter().enumerate() {
-            out[d * len + t] = x;
-        }
-    }
-    out
-}
-
-/// Causal softmax rows of some queries: `probs [rows, rows.end]`.
-fn probabilities<R: Real>(
-    isa: Isa,
-    probs: &mut [R],
-    query: &[R],
-    w: usize,
-    keys: &[R],
-    len: usize,
-    rows: &Range<usize>,
-    dims: HeadDims,
-) {
-    let n = rows.end;
-    let scores = Dims {
-        m: rows.len(),
-        n,
-        k: dims.head_dim,
-    };
-    Call::new(View::rows(query, w), (keys, len), n, scores, Write::Set).run(isa, probs);
-    for (i, row) in probs.chunks_exact_mut(n).take(rows.len()).enumerate() {
-        softmax(isa, row, rows.start + i + 1, dims.scale());
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::forest::{Buffers, Forest, forward};
     use super::*;
+    use crate::Isa;
 
     const DIMS: HeadDims = HeadDims {
         n_heads: 6,
@@ -379,76 +225,8 @@ mod tests {
             .collect()
     }
 
-    /// The definition, a row and a head at a time.
-    fn naive(qkv: &[f64], seqs: &[Range<usize>]) -> Vec<f64> {
-        let (w, ow, dh) = (DIMS.qkv_width(), DIMS.out_width(), DIMS.head_dim);
-        let mut out = vec![0.0; qkv.len() / w * ow];
-        for seq in seqs {
-            for t in seq.clone() {
-                for head in 0..DIMS.n_heads {
-                    let key = DIMS.key_start(head / DIMS.group());
-                    let score = |j: usize| -> f64 {
-                        (0..dh)
-                            .map(|d| qkv[t * w + head * dh + d] * qkv[j * w + key + d])
-                            .sum::<f64>()
-                            / (dh as f64).sqrt()
-                    };
-                    let weights: Vec<f64> = (seq.start..=t).map(|j| score(j).exp()).collect();
-                    let sum: f64 = weights.iter().sum();
-                    for d in 0..dh {
-                        out[t * ow + head * dh + d] = weights
-                            .iter()
-                            .enumerate()
-                            .map(|(i, p)| {
-                                p / sum * qkv[(seq.start + i) * w + key + DIMS.value_shift() + d]
-                            })
-                            .sum();
-                    }
-                }
-            }
-        }
-        out
-    }
-
     #[test]
-    fn packed_is_the_definition_and_its_backward_the_gradient() {
-        let seqs = [0..3, 3..4, 4..39];
-        let qkv: Vec<f64> = numbers(39 * DIMS.qkv_width(), 1)
-            .into_iter()
-            .map(f64::from)
-            .collect();
-        let compute = Compute::with_isa(2, Isa::SCALAR);
-        let mut out = vec![0.0; 39 * DIMS.out_width()];
-        packed(&compute, &mut out, &qkv, &seqs, DIMS);
-        for (got, want) in out.iter().zip(naive(&qkv, &seqs)) {
-            assert!((got - want).abs() < 1e-12);
-        }
-        let d_out: Vec<f64> = numbers(out.len(), 2).into_iter().map(f64::from).collect();
-        let mut d_qkv = vec![0.0; qkv.len()];
-        packed_backward(&compute, &mut d_qkv, &d_out, &qkv, &seqs, DIMS);
-        let objective = |qkv: &[f64]| -> f64 {
-            naive(qkv, &seqs)
-                .iter()
-                .zip(&d_out)
-                .map(|(a, b)| a * b)
-                .sum()
-        };
-        for i in (0..qkv.len()).step_by(37) {
-            let mut moved = qkv.clone();
-            moved[i] += 1e-5;
-            let up = objective(&moved);
-            moved[i] -= 2e-5;
-            let slope = (up - objective(&moved)) / 2e-5;
-            assert!(
-                (slope - d_qkv[i]).abs() < 1e-6,
-                "at {i}: {slope} and {}",
-                d_qkv[i]
-            );
-        }
-    }
-
-    #[test]
-    fn cached_rows_have_the_bits_of_packed_ones_however_they_are_cut() {
+    fn cached_rows_have_the_bits_of_a_whole_sequence_however_they_are_cut() {
         let n = 75;
         let qkv = numbers(n * DIMS.qkv_width(), 3);
         let (w, ow) = (DIMS.qkv_width(), DIMS.out_width());
@@ -459,12 +237,14 @@ mod tests {
         for isa in Isa::available() {
             let compute = Compute::with_isa(2, isa);
             let mut want = vec![0.0; n * ow];
-            packed(
+            let whole = Forest::new([(None, n)]);
+            forward(
                 &compute,
                 &mut want,
                 &qkv,
-                std::slice::from_ref(&(0..n)),
+                &whole,
                 DIMS,
+                &mut Buffers::default(),
             );
             for cut in [1, 2, 31, 33, 75] {
                 for start in (0..n).step_by(cut) {

@@ -232,7 +232,9 @@ for_each_isa! {
     ///
     /// Shapes: scores [>= n]
     /// Math:   p_j = exp(scale s_j - m) / sum_j exp(scale s_j - m),  m = max_j scale s_j
-    pub fn softmax<R: Real>(scores: &mut [R], n: usize, scale: R) {
+    ///
+    /// Returns `m` and one over the sum.
+    pub fn softmax<R: Real>(scores: &mut [R], n: usize, scale: R) -> (R, R) {
         let (row, rest) = scores.split_at_mut(n);
         rest.fill(R::ZERO);
         let shift = max_body(row) * scale;
@@ -240,6 +242,7 @@ for_each_isa! {
         for p in row {
             *p *= norm;
         }
+        (shift, norm)
     }
 }
 
@@ -247,10 +250,31 @@ for_each_isa! {
     /// Backward of [`softmax`] on one row: overwrites `d_probs` with the gradient of the scores.
     ///
     /// Math: d_s_j = scale p_j (d_p_j - sum_k p_k d_p_k)
-    pub fn softmax_backward<R: Real>(d_probs: &mut [R], probs: &[R], scale: R) {
+    ///
+    /// Returns the sum.
+    pub fn softmax_backward<R: Real>(d_probs: &mut [R], probs: &[R], scale: R) -> R {
         let mean = dot_body(probs, d_probs);
         for (d, &p) in d_probs.iter_mut().zip(probs) {
             *d = scale * p * (*d - mean);
+        }
+        mean
+    }
+}
+
+for_each_isa! {
+    /// [`softmax`] and [`softmax_backward`] again on some columns of a row, with the bits that
+    /// they gave the whole row; the part beyond `n` becomes zero.
+    ///
+    /// `stats` are what the two returned: shift and norm, and the mean of the gradient.
+    pub fn softmax_again<R: Real>(scores: &mut [R], d_probs: &mut [R], n: usize, scale: R, stats: [R; 3]) {
+        let [shift, norm, mean] = stats;
+        let (probs, probs_rest) = scores.split_at_mut(n);
+        let (d, d_rest) = d_probs.split_at_mut(n);
+        probs_rest.fill(R::ZERO);
+        d_rest.fill(R::ZERO);
+        for (p, d) in probs.iter_mut().zip(d) {
+            *p = p.mul_add(scale, -shift).exp() * norm;
+            *d = scale * *p * (*d - mean);
         }
     }
 }
@@ -362,7 +386,18 @@ mod tests {
                 let mut probs = x.clone();
                 softmax(isa, &mut probs, 2 * d, 0.125);
                 let mut d_probs = y.clone();
-                softmax_backward(isa, &mut d_probs, &probs, 0.125);
+                let mean = softmax_backward(isa, &mut d_probs, &probs, 0.125);
+                let (mut again, mut d_again) = (x.clone(), y.clone());
+                let (shift, norm) = softmax(isa, &mut x.clone(), 2 * d, 0.125);
+                softmax_again(
+                    isa,
+                    &mut again,
+                    &mut d_again,
+                    2 * d,
+                    0.125,
+                    [shift, norm, mean],
+                );
+                assert_eq!((&again, &d_again), (&probs, &d_probs));
                 [probs, d_probs].concat()
             });
             parity("cross_entropy", |isa| {

@@ -24,5 +24,5 @@ pub use infer::{InferWorkspace, Span, Wants};
 pub use linear::Precision;
 pub use load::{FileSource, LoadError, block_format, read as read_tensor};
 pub use lora::{Lora, LoraConfig, LoraLayout, LoraPart, LoraTensor, Proj};
-pub use train::{LossReport, PackedBatch, Target, TrainWorkspace};
+pub use train::{LossReport, PackedBatch, Segment, Target, TrainWorkspace};
 pub use weights::{Layer, Model, TensorSource};

@@ -18,19 +18,12 @@ fn load<R: Real>(golden: &Golden, precision: Precision) -> Model<R> {
 }
 
 fn batch(golden: &Golden) -> PackedBatch {
-    let targets = golden.targets();
-    PackedBatch {
-        tokens: golden.tokens(),
-        seq_lens: golden.seq_lens(),
-        targets: targets
-            .into_iter()
-            .map(|(pos, token)| Target {
-                pos,
-                token,
-                weight: 1.0,
-            })
-            .collect(),
-    }
+    let targets = golden.targets().into_iter().map(|(pos, token)| Target {
+        pos,
+        token,
+        weight: 1.0,
+    });
+    PackedBatch::rows(golden.tokens(), golden.seq_lens(), targets.collect())
 }
 
 fn peft_name(prefix: &str, layer: usize, proj: Proj, part: LoraPart) -> String {

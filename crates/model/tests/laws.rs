@@ -4,8 +4,8 @@
 use bantam_formats::open_model;
 use bantam_kernels::{Compute, Isa};
 use bantam_model::{
-    InferWorkspace, KvCache, Lora, LoraConfig, Model, PackedBatch, Precision, Proj, Span, Target,
-    TrainWorkspace, Wants,
+    InferWorkspace, KvCache, Lora, LoraConfig, Model, PackedBatch, Precision, Proj, Segment, Span,
+    Target, TrainWorkspace, Wants,
 };
 use bantam_testkit::golden::Golden;
 
@@ -194,7 +194,10 @@ fn packed(sequences: &[Vec<u32>]) -> PackedBatch {
             });
         }
         batch.tokens.extend(sequence);
-        batch.seq_lens.push(sequence.len());
+        batch.segments.push(Segment {
+            parent: None,
+            len: sequence.len(),
+        });
     }
     batch
 }

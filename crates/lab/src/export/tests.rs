@@ -56,19 +56,17 @@ fn bench(name: &str) -> Bench {
 
 impl Bench {
     fn batch(&self) -> PackedBatch {
-        let targets = self.golden.targets();
-        PackedBatch {
-            tokens: self.golden.tokens(),
-            seq_lens: self.golden.seq_lens(),
-            targets: targets
-                .into_iter()
-                .map(|(pos, token)| Target {
-                    pos,
-                    token,
-                    weight: 1.0,
-                })
-                .collect(),
-        }
+        let targets = self.golden.targets().into_iter();
+        let targets = targets.map(|(pos, token)| Target {
+            pos,
+            token,
+            weight: 1.0,
+        });
+        PackedBatch::rows(
+            self.golden.tokens(),
+            self.golden.seq_lens(),
+            targets.collect(),
+        )
     }
 
     /// Mean loss of a model without an adapter, or with this bench's.

@@ -174,7 +174,7 @@ pub fn micro_batches(rows: &[TrainRow], batch: &[usize], micro_tokens: usize) ->
 
 /// Lays rows end to end. A row ends before its last target, which is predicted but never read.
 pub fn pack(rows: &[TrainRow], batch: &[usize]) -> PackedBatch {
-    let mut packed = PackedBatch::default();
+    let (mut packed, mut lens) = (PackedBatch::default(), Vec::new());
     for row in batch.iter().map(|&row| &rows[row]) {
         let start = packed.tokens.len();
         let targets = (1..row.tokens.len()).filter(|&i| row.trained[i]);
@@ -189,9 +189,9 @@ pub fn pack(rows: &[TrainRow], batch: &[usize]) -> PackedBatch {
         };
         let len = last.pos as usize + 1 - start;
         packed.tokens.extend_from_slice(&row.tokens[..len]);
-        packed.seq_lens.push(len);
+        lens.push(len);
     }
-    packed
+    PackedBatch::rows(packed.tokens, lens, packed.targets)
 }
 
 /// Mean loss per target over all rows, in the rows' order.
@@ -247,7 +247,8 @@ mod tests {
         ];
         let packed = pack(&rows, &[0, 1]);
         assert_eq!(packed.tokens, [5, 6, 7, 1]);
-        assert_eq!(packed.seq_lens, [3, 1]);
+        let lens: Vec<_> = packed.segments.iter().map(|s| (s.parent, s.len)).collect();
+        assert_eq!(lens, [(None, 3), (None, 1)]);
         let targets: Vec<_> = packed.targets.iter().map(|t| (t.pos, t.token)).collect();
         assert_eq!(targets, [(1, 7), (2, 8), (3, 2)]);
     }

@@ -1,4 +1,4 @@
-//! Loss and gradients of an adapter over packed sequences.
+//! Loss and gradients of an adapter over a forest of token segments.
 //!
 //! Only what the loss needs is computed: no gradient of frozen weights, none below the first
 //! adapted layer, logits only where a token is trained and a few rows at a time, no padding.
@@ -6,67 +6,22 @@
 use crate::block::{ROW_CHUNK, Saved, Scratch, size};
 use crate::lora::{Fused, Lora};
 use crate::weights::Model;
-use bantam_kernels::{Compute, Real, attention, ops};
-use std::ops::Range;
+use bantam_kernels::attention::forest::{self, Forest};
+use bantam_kernels::{Compute, Real, ops};
+
+mod batch;
+
+pub use batch::{LossReport, PackedBatch, Segment, Target};
 
 /// Rows of logits that are held at once: 64 rows of a vocabulary of 49,152 are 12 MB.
 const HEAD_ROWS: usize = 64;
-
-/// Sequences laid end to end; attention never crosses from one to the next.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PackedBatch {
-    /// Token ids of all sequences.
-    pub tokens: Vec<u32>,
-    /// Length of each sequence; they sum to `tokens.len()`.
-    pub seq_lens: Vec<usize>,
-    /// What is trained, in ascending order of `pos`.
-    pub targets: Vec<Target>,
-}
-
-/// One trained token.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Target {
-    /// Index in `tokens` whose logits are trained: the place *before* the target.
-    pub pos: u32,
-    /// The token that should follow.
-    pub token: u32,
-    /// Weight of its loss.
-    pub weight: f32,
-}
-
-/// Sums over the targets of a batch.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct LossReport {
-    /// Weighted cross entropy, in nats.
-    pub loss_sum: f64,
-    /// Sum of the weights.
-    pub weight_sum: f64,
-    /// Targets that had the highest logit.
-    pub n_correct: u64,
-    /// Targets.
-    pub n_targets: u64,
-}
-
-impl LossReport {
-    /// Adds another batch's sums.
-    pub fn merge(&mut self, other: &LossReport) {
-        self.loss_sum += other.loss_sum;
-        self.weight_sum += other.weight_sum;
-        self.n_correct += other.n_correct;
-        self.n_targets += other.n_targets;
-    }
-
-    /// Mean loss per unit of weight.
-    pub fn mean(&self) -> f64 {
-        self.loss_sum / self.weight_sum
-    }
-}
 
 /// Buffers of a training step, kept between steps.
 #[derive(Clone, Debug, Default)]
 pub struct TrainWorkspace<R> {
     saved: Vec<Saved<R>>,
     scratch: Scratch<R>,
+    attention: forest::Buffers<R>,
     x: Vec<R>,
     d_x: Vec<R>,
     d_wide: Vec<R>,
@@ -125,12 +80,12 @@ impl<R: Real> Model<R> {
             "one gradient per parameter"
         );
         work.saved.resize_with(self.config.n_layers, Saved::default);
-        let (seqs, positions) = self.run_forward(Some(lora), batch, work, compute, |layer| layer);
+        let (forest, positions) = self.run_forward(Some(lora), batch, work, compute, |layer| layer);
         size(&mut work.d_x, work.x.len());
         work.d_x.fill(R::ZERO);
         let report = self.run_head(batch, Some(scale), work, compute);
         for layer in (0..self.config.n_layers).rev() {
-            self.layer_backward(layer, lora, d_lora, &seqs, &positions, work, compute);
+            self.layer_backward(layer, lora, d_lora, &forest, &positions, work, compute);
         }
         report
     }
@@ -143,29 +98,10 @@ impl<R: Real> Model<R> {
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
         slot: impl Fn(usize) -> usize,
-    ) -> (Vec<Range<usize>>, Vec<usize>) {
-        assert_eq!(
-            batch.seq_lens.iter().sum::<usize>(),
-            batch.tokens.len(),
-            "lengths sum to the tokens"
-        );
-        assert!(
-            batch
-                .tokens
-                .iter()
-                .all(|&token| (token as usize) < self.config.vocab),
-            "tokens are in the vocabulary"
-        );
-        let seqs: Vec<Range<usize>> = batch
-            .seq_lens
-            .iter()
-            .scan(0, |end, &len| {
-                *end += len;
-                Some(*end - len..*end)
-            })
-            .collect();
-        let positions: Vec<usize> = batch.seq_lens.iter().flat_map(|&len| 0..len).collect();
-        let longest = batch.seq_lens.iter().copied().max().unwrap_or(0);
+    ) -> (Forest, Vec<usize>) {
+        let forest = batch.forest(self.config.vocab);
+        let positions = forest.positions();
+        let longest = positions.iter().max().map_or(0, |pos| pos + 1);
         work.scratch.rope.grow(longest, &self.config);
         self.embed_rows(compute, &mut work.x, batch.tokens.iter());
         let adapters: Vec<_> = lora
@@ -173,9 +109,9 @@ impl<R: Real> Model<R> {
             .into_iter()
             .collect();
         for layer in 0..self.config.n_layers {
-            let saved = &mut work.saved[slot(layer)];
+            let (saved, attention) = (&mut work.saved[slot(layer)], &mut work.attention);
             let attend = |out: &mut [R], qkv: &[R]| {
-                attention::packed(compute, out, qkv, &seqs, self.config.heads())
+                forest::forward(compute, out, qkv, &forest, self.config.heads(), attention)
             };
             self.layer_forward(
                 compute,
@@ -188,7 +124,7 @@ impl<R: Real> Model<R> {
                 attend,
             );
         }
-        (seqs, positions)
+        (forest, positions)
     }
 
     /// Loss at the targets; with `scale`, also the gradient of the last hidden state.
@@ -277,7 +213,7 @@ impl<R: Real> Model<R> {
         layer_idx: usize,
         lora: &Lora<R>,
         d_lora: &mut [R],
-        seqs: &[Range<usize>],
+        forest: &Forest,
         positions: &[usize],
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
@@ -289,6 +225,7 @@ impl<R: Real> Model<R> {
             d_wide,
             d_attn,
             d_hidden,
+            attention,
             ..
         } = work;
         let Scratch {
@@ -361,7 +298,9 @@ impl<R: Real> Model<R> {
         size(d_attn, t * heads.out_width());
         map_back(Fused::O, Some(d_attn), d_x, &saved.attn, &saved.lora_hidden);
         size(d_wide, t * heads.qkv_width());
-        attention::packed_backward(compute, d_wide, d_attn, &saved.qkv, seqs, heads);
+        forest::backward(
+            compute, d_wide, d_attn, &saved.qkv, forest, heads, attention,
+        );
         self.rotate(compute, d_wide, positions, rope, -R::ONE);
         self.norm(
             compute,
