@@ -189,7 +189,7 @@ impl Block<'_> {
             Level::Scalar => unsafe { self.scalar(y) },
             // SAFETY: the level was detected; the caller vouches for the rest.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2 | Level::Avx512 => unsafe { x86::avx2(self, y) },
+            Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => unsafe { x86::avx2(self, y) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => unsafe { x86::avx512_bf16(self, y) },

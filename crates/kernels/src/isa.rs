@@ -18,7 +18,10 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// AVX-512 with the BF16 dot product.
+    /// AVX-512 with the integer dot product.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+    /// AVX-512 with the integer and the BF16 dot products.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
 }
@@ -45,8 +48,11 @@ impl Isa {
                 levels.push(Isa(Level::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Isa(Level::Avx512));
-                    if has!("avx512bf16") {
-                        levels.push(Isa(Level::Avx512Bf16));
+                    if has!("avx512vnni") {
+                        levels.push(Isa(Level::Avx512Vnni));
+                        if has!("avx512bf16") {
+                            levels.push(Isa(Level::Avx512Bf16));
+                        }
                     }
                 }
             }
@@ -59,7 +65,7 @@ impl Isa {
         Self::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `scalar`, `avx2`, `avx512` or `avx512-bf16`.
+    /// `scalar`, `avx2`, `avx512`, `avx512-vnni` or `avx512-bf16`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -67,6 +73,8 @@ impl Isa {
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => "avx512-bf16",
         }
@@ -97,7 +105,7 @@ macro_rules! for_each_isa {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni | $crate::isa::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
             }
         }
     };

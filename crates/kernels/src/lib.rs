@@ -33,6 +33,8 @@ pub mod gemm;
 mod isa;
 pub mod ops;
 mod par;
+pub mod peak;
+pub mod qmm;
 pub mod quant;
 mod real;
 

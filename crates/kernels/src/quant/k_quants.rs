@@ -90,7 +90,7 @@ pub(super) fn q6_k_values(out: &mut [f32; LEN], bytes: &[u8; Q6_K_BYTES]) {
 ///
 /// The first four pairs lie in the low 6 bits of bytes 0-3 (scales) and 4-7 (minima); the last four have their low
 /// nibbles in bytes 8-11 and their high bits in the spare top bits of bytes 0-7.
-fn six_bit_pair(bytes: &[u8], s: usize) -> (u8, u8) {
+pub(super) fn six_bit_pair(bytes: &[u8], s: usize) -> (u8, u8) {
     if s < 4 {
         (bytes[s] & 63, bytes[s + 4] & 63)
     } else {

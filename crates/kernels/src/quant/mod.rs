@@ -4,9 +4,12 @@
 //! `BF16`) are blocks of one. Everything here is the scalar oracle: safe code, one loop a format, in the order of
 //! operations of ggml's reference, so that results agree with it to the bit. SIMD twins are tested against it.
 
+mod codes;
 mod k_quants;
 mod legacy;
 mod plain;
+
+pub(crate) use codes::{Parts, take_apart};
 
 /// A weight format: the type of a tensor as it lies in a file or in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
