@@ -86,10 +86,10 @@ impl Isa {
 /// The body is ordinary Rust over slices, written in lanes so that the compiler vectorises
 /// it; since it never depends on the vector width, every level gives the same bits.
 macro_rules! for_each_isa {
-    ($(#[$doc:meta])* pub fn $name:ident$(<$R:ident: Real>)?($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident$(<$R:ident: Real>)?($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$doc])*
         #[inline]
-        pub fn $name$(<$R: $crate::Real>)?(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name$(<$R: $crate::Real>)?(isa: $crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
             fn body$(<$R: $crate::Real>)?($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]

@@ -31,6 +31,7 @@ pub mod attention;
 pub mod bf16;
 pub mod gemm;
 mod isa;
+pub mod kv;
 pub mod ops;
 mod par;
 pub mod peak;

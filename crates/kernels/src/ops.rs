@@ -7,11 +7,11 @@ use crate::Real;
 use crate::isa::for_each_isa;
 
 /// Interleaved chains of a reduction. Fixed: results must not depend on the vector width.
-const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 
 /// Sums sixteen lanes in a fixed tree.
 #[inline(always)]
-fn tree<R: Real>(mut lanes: [R; LANES], join: impl Fn(R, R) -> R) -> R {
+pub(crate) fn tree<R: Real>(mut lanes: [R; LANES], join: impl Fn(R, R) -> R) -> R {
     let mut width = LANES / 2;
     while width > 0 {
         for i in 0..width {
@@ -39,7 +39,7 @@ fn dot_body<R: Real>(a: &[R], b: &[R]) -> R {
 }
 
 #[inline(always)]
-fn max_body<R: Real>(x: &[R]) -> R {
+pub(crate) fn max_body<R: Real>(x: &[R]) -> R {
     let mut lanes = [R::LOWEST; LANES];
     let mut x16 = x.chunks_exact(LANES);
     for x in x16.by_ref() {
@@ -301,6 +301,56 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// The index of the greatest number, the lowest among equals; `None` where nothing is
+    /// above negative infinity. A NaN is never the greatest.
+    ///
+    /// Shapes: x [V]
+    pub fn argmax(x: &[f32]) -> Option<usize> {
+        // Wide enough that comparing one part does not wait for the one before.
+        const WIDE: usize = 4 * LANES;
+        let (mut best, mut at) = ([f32::NEG_INFINITY; WIDE], [0u32; WIDE]);
+        let parts = x.chunks_exact(WIDE);
+        let rest = parts.remainder();
+        let mut part_idx = 0u32;
+        for part in parts {
+            for i in 0..WIDE {
+                let greater = part[i] > best[i];
+                best[i] = if greater { part[i] } else { best[i] };
+                at[i] = if greater { part_idx } else { at[i] };
+            }
+            part_idx += 1;
+        }
+        for (i, &x) in rest.iter().enumerate() {
+            if x > best[i] {
+                (best[i], at[i]) = (x, part_idx);
+            }
+        }
+        let mut found: Option<(f32, usize)> = None;
+        for (i, (&value, &part)) in best.iter().zip(&at).enumerate() {
+            let idx = part as usize * WIDE + i;
+            let wins = found.is_none_or(|(best, at)| value > best || value == best && idx < at);
+            if value > f32::NEG_INFINITY && wins {
+                found = Some((value, idx));
+            }
+        }
+        found.map(|(_, idx)| idx)
+    }
+}
+
+for_each_isa! {
+    /// Whether every number is finite.
+    ///
+    /// Shapes: x [any]
+    pub fn all_finite(x: &[f32]) -> bool {
+        // Stops early only between parts, so that a part is a plain loop.
+        x.chunks(64 * LANES).all(|part| {
+            let worst = part.iter().fold(0, |worst: u32, x| worst.max(x.to_bits() & 0x7fff_ffff));
+            worst < 0x7f80_0000
+        })
+    }
+}
+
+for_each_isa! {
     /// Rounds a row to bf16 (to nearest, ties to even) and packs neighbours in one word, the
     /// even one in the low half; an odd last one gets a zero beside it.
     ///
@@ -411,6 +461,41 @@ mod tests {
                 round_to_bf16_pairs(isa, &mut words, &x);
                 words.into_iter().map(f32::from_bits).collect()
             });
+        }
+    }
+
+    #[test]
+    fn argmax_is_the_first_of_the_greatest_and_finite_means_every_one() {
+        let plain = |x: &[f32]| {
+            let mut best = None;
+            for (i, &v) in x.iter().enumerate() {
+                if v > best.map_or(f32::NEG_INFINITY, |b: usize| x[b]) {
+                    best = Some(i);
+                }
+            }
+            best
+        };
+        for isa in Isa::available() {
+            for n in [0, 1, 2, 15, 63, 64, 65, 200, 1000] {
+                // Few different values, so that equals are everywhere.
+                for seed in 0..20 {
+                    let mut x = numbers(n, seed);
+                    x.iter_mut().for_each(|x| *x = x.round());
+                    assert_eq!(argmax(isa, &x), plain(&x), "{} of {n}", isa.name());
+                    assert!(all_finite(isa, &x));
+                    for bad in [f32::NAN, f32::NEG_INFINITY, f32::INFINITY] {
+                        if n > 0 {
+                            let at = seed as usize * 37 % n;
+                            let kept = std::mem::replace(&mut x[at], bad);
+                            assert_eq!(argmax(isa, &x), plain(&x), "{} of {n}", isa.name());
+                            assert!(!all_finite(isa, &x), "{} {bad} at {at}", isa.name());
+                            x[at] = kept;
+                        }
+                    }
+                }
+            }
+            assert_eq!(argmax(isa, &[f32::NEG_INFINITY; 70]), None);
+            assert_eq!(argmax(isa, &[f32::NAN; 3]), None);
         }
     }
 

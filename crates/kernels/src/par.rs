@@ -1,27 +1,25 @@
 //! A pool of threads for regions of a few microseconds.
 //!
-//! A token passes some two hundred parallel regions, so a region must cost about a
-//! microsecond: workers spin for a while after a region before they sleep, and a worker that
-//! arrives late finds the region closed and holds nobody up.
+//! A token passes some hundred and fifty parallel regions, so a region must cost well under a
+//! microsecond: a region is opened by one store, tasks are taken by one addition each, and no
+//! lock is touched. Workers spin for a while after a region before they sleep, and a worker
+//! that arrives late finds no task left and holds nobody up.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::fmt;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-/// Turns of the spin loop before a worker sleeps: about 100 microseconds.
-const SPINS: u32 = 20_000;
-/// The count of workers inside a region sits in seven bits of the state word.
+/// How long a worker spins before it sleeps: longer than what passes between two tokens.
+const SPIN: Duration = Duration::from_micros(500);
+/// Turns of the spin loop between two looks at the clock.
+const SPINS_PER_LOOK: u32 = 1_000;
 const MAX_THREADS: usize = 64;
-
-const OPEN: usize = 1;
-const INSIDE: usize = 2;
-const INSIDE_MASK: usize = 0xfe;
-const EPOCH: usize = 0x100;
 
 /// Threads that run the tasks of one region at a time; cheap to clone.
 #[derive(Clone)]
@@ -35,10 +33,8 @@ struct Inner {
 }
 
 struct Shared {
-    /// Region number, how many workers are inside it, and whether it is open.
-    state: AtomicUsize,
-    next_task: AtomicUsize,
-    job: Mutex<Job>,
+    open: Open,
+    done: Done,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
     sleepers: AtomicUsize,
@@ -48,13 +44,29 @@ struct Shared {
     region: Mutex<()>,
 }
 
-#[derive(Clone, Copy)]
-struct Job {
-    task: *const (dyn Fn(usize) + Sync),
-    n_tasks: usize,
+/// The open region, in one cache line.
+#[repr(align(128))]
+struct Open {
+    /// How many tasks the region has in the upper half, the next one to take in the lower.
+    /// Taking one adds 1; with all taken the lower half is at least the upper.
+    ticket: AtomicU64,
+    /// The caller's closure and what calls it; stable while a taken task is not done.
+    closure: AtomicPtr<()>,
+    call: AtomicPtr<()>,
 }
-// SAFETY: the pointee is `Sync`, and `run` keeps it alive until no worker is inside.
-unsafe impl Send for Job {}
+
+/// Tasks that workers have finished in the open region.
+#[repr(align(128))]
+struct Done(AtomicUsize);
+
+type Call = unsafe fn(*const (), usize);
+
+/// # Safety
+/// `closure` points to a live `F`.
+unsafe fn call<F: Fn(usize)>(closure: *const (), i: usize) {
+    // SAFETY: as the caller vouches.
+    unsafe { (*closure.cast::<F>())(i) }
+}
 
 thread_local! {
     /// Set while this thread runs tasks: a region inside a region runs inline.
@@ -70,14 +82,13 @@ impl Pool {
     /// A pool in which `threads` threads take part, the calling one included.
     pub fn new(threads: usize) -> Self {
         let threads = threads.clamp(1, MAX_THREADS);
-        let nothing: &'static (dyn Fn(usize) + Sync) = &|_| {};
         let shared = Arc::new(Shared {
-            state: AtomicUsize::new(0),
-            next_task: AtomicUsize::new(0),
-            job: Mutex::new(Job {
-                task: nothing,
-                n_tasks: 0,
-            }),
+            open: Open {
+                ticket: AtomicU64::new(0),
+                closure: AtomicPtr::default(),
+                call: AtomicPtr::default(),
+            },
+            done: Done(AtomicUsize::new(0)),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
             sleepers: AtomicUsize::new(0),
@@ -106,36 +117,34 @@ impl Pool {
 
     /// Runs `task(0)`, ..., `task(n_tasks - 1)`, each once, in any order, on any thread.
     ///
-    /// A panic in a task is passed on after the region has ended.
-    pub fn run(&self, n_tasks: usize, task: impl Fn(usize) + Sync) {
+    /// A panic in a task is passed on after the region has ended; the other tasks still run.
+    pub fn run<F: Fn(usize) + Sync>(&self, n_tasks: usize, task: F) {
         if n_tasks <= 1 || self.inner.workers.is_empty() || INSIDE_REGION.get() {
             (0..n_tasks).for_each(task);
             return;
         }
+        let n = u32::try_from(n_tasks).expect("a region has fewer tasks than 2^32");
         let shared = &*self.inner.shared;
+        // Only ever contended where several threads share one pool.
         let turn = lock(&shared.region);
-        let task: &(dyn Fn(usize) + Sync) = &task;
-        // SAFETY: only the lifetime changes. Workers use the pointer only while they count as
-        // inside an open region, and this function returns only when it is closed and empty.
-        let task = unsafe {
-            std::mem::transmute::<&(dyn Fn(usize) + Sync), *const (dyn Fn(usize) + Sync)>(task)
-        };
-        *lock(&shared.job) = Job { task, n_tasks };
-        shared.next_task.store(0, Ordering::Relaxed);
-        let closed = shared.state.load(Ordering::Relaxed);
-        shared
-            .state
-            .store(closed.wrapping_add(EPOCH) | OPEN, Ordering::SeqCst);
+        let open = &shared.open;
+        shared.done.0.store(0, Ordering::Relaxed);
+        open.closure
+            .store((&raw const task).cast_mut().cast(), Ordering::Relaxed);
+        open.call
+            .store(call::<F> as Call as *mut (), Ordering::Relaxed);
+        // Publishes the stores above. A worker that still adds to the ticket of the region
+        // before either does so now, to no effect, or takes a task of this one.
+        open.ticket.store(u64::from(n) << 32, Ordering::SeqCst);
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&shared.sleep));
             shared.wake.notify_all();
         }
-        shared.drain(Job { task, n_tasks });
-        shared.state.fetch_and(!OPEN, Ordering::AcqRel);
+        let others = n_tasks - shared.drain();
         let mut spins = 0u32;
-        while shared.state.load(Ordering::Acquire) & INSIDE_MASK != 0 {
+        while shared.done.0.load(Ordering::Acquire) != others {
             spins += 1;
-            if spins > SPINS {
+            if spins > 20 * SPINS_PER_LOOK {
                 std::thread::yield_now()
             } else {
                 std::hint::spin_loop()
@@ -194,61 +203,66 @@ impl fmt::Debug for Pool {
 }
 
 impl Shared {
-    fn drain(&self, job: Job) {
+    /// Takes and runs tasks until none is left; returns how many this thread ran.
+    fn drain(&self) -> usize {
+        let mut taken = 0;
         INSIDE_REGION.set(true);
-        let result = catch_unwind(AssertUnwindSafe(|| {
+        // A panic ends the inner loop; the outer one goes on with the tasks that are left.
+        while let Err(panic) = catch_unwind(AssertUnwindSafe(|| {
             loop {
-                let i = self.next_task.fetch_add(1, Ordering::Relaxed);
-                if i >= job.n_tasks {
+                let ticket = self.open.ticket.fetch_add(1, Ordering::AcqRel);
+                let (n_tasks, i) = (ticket >> 32, ticket & 0xffff_ffff);
+                if i >= n_tasks {
                     break;
                 }
-                // SAFETY: this thread is inside the region, so `run` has not returned.
-                unsafe { (*job.task)(i) };
+                taken += 1;
+                let closure = self.open.closure.load(Ordering::Relaxed);
+                let call = self.open.call.load(Ordering::Relaxed);
+                // SAFETY: `run` stored a `Call` and its closure before it opened the region
+                // whose task this thread has taken, and returns only when that task is done.
+                unsafe { std::mem::transmute::<*mut (), Call>(call)(closure, i as usize) };
             }
-        }));
-        INSIDE_REGION.set(false);
-        if let Err(panic) = result {
-            self.next_task.store(job.n_tasks, Ordering::Relaxed);
+        })) {
             lock(&self.panic).get_or_insert(panic);
         }
+        INSIDE_REGION.set(false);
+        taken
+    }
+
+    /// Whether a task is there to take.
+    fn has_task(&self, order: Ordering) -> bool {
+        let ticket = self.open.ticket.load(order);
+        ticket & 0xffff_ffff < ticket >> 32
     }
 }
 
 fn work(shared: &Shared) {
-    let mut last_epoch = 0;
-    let mut spins = 0;
+    let (mut spins, mut idle_since) = (0, None::<Instant>);
     loop {
-        let state = shared.state.load(Ordering::Acquire);
-        let epoch = state & !(INSIDE_MASK | OPEN);
-        if state & OPEN != 0 && epoch != last_epoch {
-            let entered = shared.state.compare_exchange_weak(
-                state,
-                state + INSIDE,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            );
-            if entered.is_ok() {
-                let job = *lock(&shared.job);
-                shared.drain(job);
-                shared.state.fetch_sub(INSIDE, Ordering::AcqRel);
-                last_epoch = epoch;
-                spins = 0;
-            }
+        if shared.has_task(Ordering::Relaxed) {
+            let taken = shared.drain();
+            // The region cannot end before this, so the count is of one region.
+            shared.done.0.fetch_add(taken, Ordering::Release);
+            (spins, idle_since) = (0, None);
             continue;
         }
         if shared.stop.load(Ordering::Relaxed) {
             return;
         }
+        std::hint::spin_loop();
         spins += 1;
-        if spins < SPINS {
-            std::hint::spin_loop();
+        if spins < SPINS_PER_LOOK {
+            continue;
+        }
+        spins = 0;
+        if idle_since.get_or_insert_with(Instant::now).elapsed() < SPIN {
             continue;
         }
         let mut guard = lock(&shared.sleep);
         shared.sleepers.fetch_add(1, Ordering::SeqCst);
         // Looked at after announcing the sleep: a region opened since is seen here, one
         // opened later sees the sleeper and takes the lock to wake it.
-        while shared.state.load(Ordering::SeqCst) == state && !shared.stop.load(Ordering::SeqCst) {
+        while !shared.has_task(Ordering::SeqCst) && !shared.stop.load(Ordering::SeqCst) {
             guard = shared
                 .wake
                 .wait(guard)
@@ -256,7 +270,7 @@ fn work(shared: &Shared) {
         }
         shared.sleepers.fetch_sub(1, Ordering::SeqCst);
         drop(guard);
-        spins = 0;
+        idle_since = None;
     }
 }
 

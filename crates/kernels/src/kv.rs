@@ -1,0 +1,788 @@
+//! Causal attention of new rows over a cache of bf16 keys and values.
+//!
+//! A row of the result is defined by its own query, its own position and the cache, so its bits
+//! do not depend on the rows beside it, on how a prompt was cut or on the threads:
+//!
+//! * queries, keys, values and unnormalised probabilities are rounded to bf16;
+//! * a score is one chain over ascending pairs of the head's columns;
+//! * `p_j = exp(scale s_j - max)`, the maximum over the row's own positions; their sum is taken
+//!   in sixteen chains by `j % 16` and a fixed tree;
+//! * an output is one chain over ascending pairs of positions, from position 0, and a masked
+//!   position adds an exact zero; the sum divides it last.
+//!
+//! Query heads that share a key-value head are rows of one product, as tokens are: keys and
+//! values are read once for all of them. Letters are those of [`crate::attention`].
+
+use crate::attention::{BLOCK, HeadDims};
+use crate::isa::{Level, for_each_isa};
+use crate::ops::{LANES, max_body, round_to_bf16_pairs, tree};
+use crate::par::Parts;
+use crate::{Compute, Isa};
+use std::cell::RefCell;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Query rows (heads of tokens) that are worked on together: with two vectors of positions
+/// they fill 24 of the 32 registers with sums.
+const TILE: usize = 12;
+/// Rows of the second product that are worked on together, with four vectors of columns.
+const MIX_TILE: usize = 6;
+/// Tokens of one task.
+const TOKENS: usize = 16;
+/// Pairs of positions in a block.
+const POS_PAIRS: usize = BLOCK / 2;
+
+/// A cache line of bf16, so that blocks start at one.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u16; 32]);
+
+const ZERO: Line = Line([0; 32]);
+
+/// Keys and values of [`BLOCK`] positions in every layer, in bf16.
+///
+/// Layout: by layer; in a layer the keys of each key-value head as `[Dh / 2, BLOCK, 2]`, then the
+/// values as `[BLOCK / 2, Dv, 2]` with `Dv` the next multiple of 16: the last axis is what one
+/// lane of a dot product of pairs takes.
+#[derive(Clone, Debug)]
+pub struct KvBlock {
+    lines: Vec<Line>,
+    layer_len: usize,
+}
+
+impl KvBlock {
+    /// A block of zeros.
+    ///
+    /// Panics if the head width is odd.
+    pub fn new(dims: HeadDims, n_layers: usize) -> Self {
+        assert!(dims.head_dim.is_multiple_of(2), "the head width is even");
+        let layer_len = layer_len(dims);
+        let n_lines = (layer_len * n_layers).div_ceil(ZERO.0.len());
+        Self {
+            lines: vec![ZERO; n_lines],
+            layer_len,
+        }
+    }
+
+    /// Bytes that a block takes.
+    pub fn bytes(dims: HeadDims, n_layers: usize) -> usize {
+        (layer_len(dims) * n_layers).div_ceil(ZERO.0.len()) * size_of::<Line>()
+    }
+
+    /// Rounds the key and value of one token into slot `pos % BLOCK` of a layer.
+    ///
+    /// Shapes: qkv_row [W], rotated
+    pub fn store(&mut self, layer: usize, qkv_row: &[f32], pos: usize, dims: HeadDims) {
+        let (dh, dv, slot) = (dims.head_dim, value_width(dims), pos % BLOCK);
+        assert_eq!(qkv_row.len(), dims.qkv_width(), "a row is [W]");
+        assert_eq!(self.layer_len, layer_len(dims), "one model, one layout");
+        let bits = |x: f32| half::bf16::from_f32(x).to_bits();
+        let at = layer * self.layer_len;
+        let (layer, heads) = (
+            &mut self.cells_mut()[at..at + layer_len(dims)],
+            dims.n_kv_heads,
+        );
+        let (keys, values) = layer.split_at_mut(heads * dh * BLOCK);
+        let (row_keys, row_values) = qkv_row[dims.out_width()..].split_at(heads * dh);
+        for (pair, x) in keys
+            .chunks_exact_mut(2 * BLOCK)
+            .zip(row_keys.chunks_exact(2))
+        {
+            pair[2 * slot] = bits(x[0]);
+            pair[2 * slot + 1] = bits(x[1]);
+        }
+        for (head, x) in values
+            .chunks_exact_mut(BLOCK * dv)
+            .zip(row_values.chunks_exact(dh))
+        {
+            let pair = &mut head[slot / 2 * 2 * dv..][..2 * dv];
+            for (cell, &x) in pair[slot % 2..].iter_mut().step_by(2).zip(x) {
+                *cell = bits(x);
+            }
+        }
+    }
+
+    fn cells_mut(&mut self) -> &mut [u16] {
+        // SAFETY: a `Line` is 32 numbers without padding, and any bits are one.
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.lines.as_mut_ptr().cast(),
+                self.lines.len() * ZERO.0.len(),
+            )
+        }
+    }
+
+    fn layer(&self, layer: usize) -> &[u16] {
+        // SAFETY: as `cells_mut`.
+        let cells = unsafe {
+            std::slice::from_raw_parts(
+                self.lines.as_ptr().cast::<u16>(),
+                self.lines.len() * ZERO.0.len(),
+            )
+        };
+        &cells[layer * self.layer_len..][..self.layer_len]
+    }
+}
+
+/// Columns of a value, padded to whole vectors.
+fn value_width(dims: HeadDims) -> usize {
+    dims.head_dim.next_multiple_of(16)
+}
+
+/// Numbers of one layer of a block, in whole lines.
+fn layer_len(dims: HeadDims) -> usize {
+    dims.n_kv_heads * BLOCK * (dims.head_dim + value_width(dims))
+}
+
+/// The new rows of one sequence and the blocks that hold its keys and values, the new ones
+/// included.
+#[derive(Debug)]
+pub struct KvSpan<'a> {
+    /// Rows of `qkv` and `out`.
+    pub rows: Range<usize>,
+    /// Position of the first of these rows in the sequence.
+    pub first_pos: usize,
+    /// From position 0 on.
+    pub blocks: &'a [Arc<KvBlock>],
+}
+
+/// Attention of new rows over the cached keys and values of one layer.
+///
+/// Shapes: out [T, H Dh]; qkv [T, W], rotated
+/// Errors: panics if a length disagrees or a span has fewer blocks than positions
+pub fn attend(
+    compute: &Compute,
+    out: &mut [f32],
+    qkv: &[f32],
+    layer: usize,
+    spans: &[KvSpan<'_>],
+    dims: HeadDims,
+) {
+    let n_rows = out.len() / dims.out_width();
+    assert!(dims.n_kv_heads > 0 && dims.n_heads.is_multiple_of(dims.n_kv_heads));
+    assert_eq!(qkv.len(), n_rows * dims.qkv_width(), "qkv is [T, W]");
+    assert_eq!(out.len(), n_rows * dims.out_width(), "out is [T, H Dh]");
+    let mut seen = 0;
+    for span in spans {
+        let rows = &span.rows;
+        assert!(
+            seen <= rows.start && rows.start <= rows.end && rows.end <= n_rows,
+            "spans are in order"
+        );
+        seen = rows.end;
+    }
+    let heads = dims.n_kv_heads;
+    let mut n_tasks = 0;
+    let mut positions = 0;
+    for span in spans {
+        let end = span.first_pos + span.rows.len();
+        assert!(span.blocks.len() * BLOCK >= end, "every position is cached");
+        assert!(
+            span.blocks.iter().all(|b| b.layer_len == layer_len(dims)),
+            "one model, one layout"
+        );
+        n_tasks += span.rows.len().div_ceil(TOKENS) * heads;
+        positions += end;
+    }
+    let out = Parts::new(out);
+    let run = |task: usize| {
+        let (mut left, mut span_idx) = (task, 0);
+        let (span, chunk) = loop {
+            let span = &spans[span_idx];
+            let n = span.rows.len().div_ceil(TOKENS) * heads;
+            if left < n {
+                // The last rows see the most: begin with them, end with crumbs.
+                break (span, n / heads - 1 - left / heads);
+            }
+            left -= n;
+            span_idx += 1;
+        };
+        let tokens = chunk * TOKENS..((chunk + 1) * TOKENS).min(span.rows.len());
+        let task = Task {
+            qkv,
+            span,
+            tokens,
+            kv_head: left % heads,
+            layer,
+            dims,
+        };
+        SCRATCH.with_borrow_mut(|scratch| task.run(compute.isa(), &out, scratch));
+    };
+    // A few hundred keys of one token are read faster than another thread is told about them.
+    if n_rows == 1 && positions * heads <= 128 {
+        (0..n_tasks).for_each(run);
+    } else {
+        compute.pool().run(n_tasks, run);
+    }
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Buffers of a thread: grown, never cleared.
+#[derive(Default)]
+struct Scratch {
+    /// Queries in pairs of bf16 `[TILE, Dh / 2]`.
+    query: Vec<u32>,
+    /// `[TILE, positions]`
+    scores: Vec<f32>,
+    /// Pairs of bf16 `[TILE, positions / 2]`.
+    probs: Vec<u32>,
+}
+
+/// Some tokens of a span in the query heads of one key-value head.
+struct Task<'a> {
+    qkv: &'a [f32],
+    span: &'a KvSpan<'a>,
+    tokens: Range<usize>,
+    kv_head: usize,
+    layer: usize,
+    dims: HeadDims,
+}
+
+impl Task<'_> {
+    fn run(&self, isa: Isa, out: &Parts<f32>, scratch: &mut Scratch) {
+        let dims = self.dims;
+        let (dh, w, ow) = (dims.head_dim, dims.qkv_width(), dims.out_width());
+        let group = dims.n_heads / dims.n_kv_heads;
+        let first_head = self.kv_head * group;
+        let n_rows = self.tokens.len() * group;
+        // Row `r` of the task is head `first_head + r % group` of token `r / group`.
+        let token = |r: usize| self.tokens.start + r / group;
+        for start in (0..n_rows).step_by(TILE) {
+            let m = TILE.min(n_rows - start);
+            let n_blocks = (self.span.first_pos + token(start + m - 1)) / BLOCK + 1;
+            // Not a power of two apart: rows would fall into the same sets of the cache.
+            let stride = n_blocks * BLOCK + 16;
+            grow(&mut scratch.query, TILE * dh / 2);
+            grow(&mut scratch.scores, TILE * stride);
+            grow(&mut scratch.probs, TILE * stride / 2);
+            for i in 0..m {
+                let row = (self.span.rows.start + token(start + i)) * w;
+                let query = &self.qkv[row + (first_head + (start + i) % group) * dh..][..dh];
+                round_to_bf16_pairs(isa, &mut scratch.query[i * dh / 2..][..dh / 2], query);
+            }
+            let head = Head {
+                blocks: &self.span.blocks[..n_blocks],
+                layer: self.layer,
+                keys: self.kv_head * dh * BLOCK,
+                values: dims.n_kv_heads * dh * BLOCK + self.kv_head * value_width(dims) * BLOCK,
+                dims,
+            };
+            head.scores(isa, &mut scratch.scores, stride, &scratch.query, m);
+            let mut norms = [0.0; TILE];
+            for i in 0..m {
+                let own = self.span.first_pos + token(start + i) + 1;
+                let probs = &mut scratch.probs[i * stride / 2..][..n_blocks * POS_PAIRS];
+                let scores = &scratch.scores[i * stride..][..n_blocks * BLOCK];
+                norms[i] = probabilities(isa, probs, scores, own, scale(dims));
+            }
+            let mut rows = [std::ptr::null_mut(); TILE];
+            for i in 0..m {
+                let row = self.span.rows.start + token(start + i);
+                // A task writes the columns of its heads in rows of its tokens, which no
+                // other task does.
+                rows[i] = out.at(row * ow + (first_head + (start + i) % group) * dh);
+            }
+            // SAFETY: each pointer is to `Dh` numbers of `out [T, H Dh]` (checked by
+            // `attend`) that this task alone writes.
+            unsafe { head.mix(isa, &rows[..m], &norms, &scratch.probs, stride / 2) };
+        }
+    }
+}
+
+fn scale(dims: HeadDims) -> f32 {
+    1.0 / (dims.head_dim as f32).sqrt()
+}
+
+fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.resize(len, T::default());
+    }
+}
+
+for_each_isa! {
+    /// Unnormalised probabilities of one row in pairs of bf16, zero from `own` on; returns one
+    /// over their sum.
+    ///
+    /// Shapes: probs [n / 2]; scores [n], n a multiple of 16; own >= 1
+    fn probabilities(probs: &mut [u32], scores: &[f32], own: usize, scale: f32) -> f32 {
+        let whole = own / LANES * LANES;
+        let mut last = [f32::MIN; LANES];
+        last[..own - whole].copy_from_slice(&scores[whole..own]);
+        let max = max_body(&scores[..whole]).max(max_body(&last));
+        // In powers of two: exp(x) = 2^(x log2 e).
+        let scale = scale * std::f32::consts::LOG2_E;
+        let shift = max * scale;
+        let mut sums = [0.0f32; LANES];
+        let mut out = probs.chunks_exact_mut(LANES / 2);
+        for (out, scores) in out.by_ref().zip(scores[..whole].chunks_exact(LANES)) {
+            let mut p = [0.0f32; LANES];
+            for i in 0..LANES {
+                p[i] = exp2(scores[i].mul_add(scale, -shift));
+                sums[i] += p[i];
+            }
+            round_pairs(out, &p);
+        }
+        if whole < own {
+            let mut p = [0.0f32; LANES];
+            for i in 0..LANES {
+                p[i] = exp2(last[i].mul_add(scale, -shift));
+                p[i] = if i < own - whole { p[i] } else { 0.0 };
+                sums[i] += p[i];
+            }
+            round_pairs(&mut probs[whole / 2..][..LANES / 2], &p);
+        }
+        probs[own.next_multiple_of(LANES) / 2..].fill(0);
+        1.0 / tree(sums, |a, b| a + b)
+    }
+}
+
+/// Two to the power of `x <= 0`, within 1e-7 (relative); at least 2^-126, NaN of NaN.
+#[inline(always)]
+fn exp2(x: f32) -> f32 {
+    // Adding 1.5 * 2^23 leaves the nearest integer in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = if x < -126.0 { -126.0 } else { x };
+    let shifted = x + ROUND;
+    let f = x - (shifted - ROUND);
+    let p = 1.326_472_7e-3;
+    let p = f32::mul_add(p, f, 9.671_513e-3);
+    let p = f32::mul_add(p, f, 5.550_733_6e-2);
+    let p = f32::mul_add(p, f, 2.402_224_2e-1);
+    let p = f32::mul_add(p, f, 6.931_47e-1);
+    let p = f32::mul_add(p, f, 1.0);
+    let scale = shifted
+        .to_bits()
+        .wrapping_sub(ROUND.to_bits())
+        .wrapping_add(127)
+        << 23;
+    p * f32::from_bits(scale)
+}
+
+/// Rounds non-negative numbers to bf16, to nearest, ties to even.
+#[inline(always)]
+fn round_pairs(out: &mut [u32], p: &[f32; LANES]) {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16
+    };
+    for i in 0..LANES / 2 {
+        out[i] = round(p[2 * i]) | round(p[2 * i + 1]) << 16;
+    }
+}
+
+/// The cached keys and values that a tile reads: one key-value head of one layer.
+struct Head<'a> {
+    blocks: &'a [Arc<KvBlock>],
+    layer: usize,
+    /// Where the head's keys start in a layer of a block, and its values.
+    keys: usize,
+    values: usize,
+    dims: HeadDims,
+}
+
+impl Head<'_> {
+    fn keys(&self, block: usize) -> &[u16] {
+        &self.blocks[block].layer(self.layer)[self.keys..][..self.dims.head_dim * BLOCK]
+    }
+
+    fn values(&self, block: usize) -> &[u16] {
+        &self.blocks[block].layer(self.layer)[self.values..][..value_width(self.dims) * BLOCK]
+    }
+
+    /// `scores [m, positions] = query K^T`, rows `stride` apart.
+    fn scores(&self, isa: Isa, scores: &mut [f32], stride: usize, query: &[u32], m: usize) {
+        assert!(m <= TILE && query.len() >= m * self.dims.head_dim / 2);
+        assert!(stride >= self.blocks.len() * BLOCK && scores.len() >= m * stride);
+        match isa.0 {
+            // SAFETY: the level was detected, the lengths are checked above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => unsafe { x86::scores(self, scores, stride, query, m) },
+            _ => scores_widened(isa, self, scores, stride, query, m),
+        }
+    }
+
+    /// `rows[i] [Dh] = norms[i] probs[i] V`
+    ///
+    /// # Safety
+    /// `rows` point to `Dh` numbers each that nobody else touches meanwhile.
+    unsafe fn mix(&self, isa: Isa, rows: &[*mut f32], norms: &[f32], probs: &[u32], stride: usize) {
+        let m = rows.len();
+        assert!(m <= TILE && norms.len() >= m);
+        assert!(stride >= self.blocks.len() * POS_PAIRS && probs.len() >= m * stride);
+        match isa.0 {
+            // SAFETY: the level was detected, the lengths are checked above, the caller vouches
+            // for the rows.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => unsafe { x86::mix(self, rows, norms, probs, stride) },
+            _ => {
+                let dh = self.dims.head_dim;
+                for (i, &row) in rows.iter().enumerate() {
+                    // SAFETY: the caller vouches for the rows.
+                    let row = unsafe { std::slice::from_raw_parts_mut(row, dh) };
+                    mix_widened(isa, self, row, norms[i], &probs[i * stride..]);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn low(pair: u32) -> f32 {
+    f32::from_bits(pair << 16)
+}
+
+#[inline(always)]
+fn high(pair: u32) -> f32 {
+    f32::from_bits(pair & 0xffff_0000)
+}
+
+for_each_isa! {
+    /// The oracle of the widening levels, to the bit; `vdpbf16ps` rounds differently.
+    fn scores_widened(head: &Head<'_>, scores: &mut [f32], stride: usize, query: &[u32], m: usize) {
+        let pairs = head.dims.head_dim / 2;
+        for block in 0..head.blocks.len() {
+            let keys = head.keys(block);
+            for i in 0..m {
+                let mut sums = [0.0f32; BLOCK];
+                for (p, keys) in keys.chunks_exact(2 * BLOCK).enumerate() {
+                    let q = query[i * pairs + p];
+                    for j in 0..BLOCK {
+                        let (even, odd) = (u32::from(keys[2 * j]), u32::from(keys[2 * j + 1]));
+                        sums[j] = high(q).mul_add(f32::from_bits(odd << 16), sums[j]);
+                        sums[j] = low(q).mul_add(f32::from_bits(even << 16), sums[j]);
+                    }
+                }
+                scores[i * stride + block * BLOCK..][..BLOCK].copy_from_slice(&sums);
+            }
+        }
+    }
+}
+
+for_each_isa! {
+    /// As [`scores_widened`], for one row of [`Head::mix`].
+    fn mix_widened(head: &Head<'_>, row: &mut [f32], norm: f32, probs: &[u32]) {
+        let dv = value_width(head.dims);
+        for (v, out) in row.chunks_mut(LANES).enumerate() {
+            let mut sums = [0.0f32; LANES];
+            for block in 0..head.blocks.len() {
+                let probs = &probs[block * POS_PAIRS..][..POS_PAIRS];
+                for (values, &p) in head.values(block).chunks_exact(2 * dv).zip(probs) {
+                    let values = &values[2 * LANES * v..][..2 * LANES];
+                    for d in 0..LANES {
+                        let (even, odd) = (u32::from(values[2 * d]), u32::from(values[2 * d + 1]));
+                        sums[d] = high(p).mul_add(f32::from_bits(odd << 16), sums[d]);
+                        sums[d] = low(p).mul_add(f32::from_bits(even << 16), sums[d]);
+                    }
+                }
+            }
+            out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * norm);
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{BLOCK, Head, MIX_TILE, POS_PAIRS, value_width};
+    use std::arch::x86_64::*;
+
+    /// # Safety
+    /// The CPU has AVX-512 with BF16; lengths as `Head::scores` checks them.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn scores(
+        head: &Head<'_>,
+        scores: &mut [f32],
+        stride: usize,
+        query: &[u32],
+        m: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match m {
+                1 => tile_scores::<1>(head, scores, stride, query),
+                2 => tile_scores::<2>(head, scores, stride, query),
+                3 => tile_scores::<3>(head, scores, stride, query),
+                4 => tile_scores::<4>(head, scores, stride, query),
+                5 => tile_scores::<5>(head, scores, stride, query),
+                6 => tile_scores::<6>(head, scores, stride, query),
+                7 => tile_scores::<7>(head, scores, stride, query),
+                8 => tile_scores::<8>(head, scores, stride, query),
+                9 => tile_scores::<9>(head, scores, stride, query),
+                10 => tile_scores::<10>(head, scores, stride, query),
+                11 => tile_scores::<11>(head, scores, stride, query),
+                _ => tile_scores::<12>(head, scores, stride, query),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`scores`], for `M` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn tile_scores<const M: usize>(
+        head: &Head<'_>,
+        scores: &mut [f32],
+        stride: usize,
+        query: &[u32],
+    ) {
+        let pairs = head.dims.head_dim / 2;
+        for block in 0..head.blocks.len() {
+            let mut keys = head.keys(block).as_ptr().cast::<i32>();
+            // SAFETY: the block's keys are [pairs, BLOCK] words, the queries [M, pairs], and
+            // each row of scores has room for every block.
+            unsafe {
+                let mut sums = [[_mm512_setzero_ps(); 2]; M];
+                for p in 0..pairs {
+                    let k0 = as_bf16(_mm512_loadu_epi32(keys));
+                    let k1 = as_bf16(_mm512_loadu_epi32(keys.add(16)));
+                    for i in 0..M {
+                        let q = _mm512_set1_epi32(*query.as_ptr().add(i * pairs + p) as i32);
+                        sums[i][0] = _mm512_dpbf16_ps(sums[i][0], as_bf16(q), k0);
+                        sums[i][1] = _mm512_dpbf16_ps(sums[i][1], as_bf16(q), k1);
+                    }
+                    keys = keys.add(BLOCK);
+                }
+                let out = scores.as_mut_ptr().add(block * BLOCK);
+                for i in 0..M {
+                    _mm512_storeu_ps(out.add(i * stride), sums[i][0]);
+                    _mm512_storeu_ps(out.add(i * stride + 16), sums[i][1]);
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The CPU has AVX-512 with BF16; lengths as `Head::mix` checks them; `rows` point to `Dh`
+    /// numbers each.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    pub(super) unsafe fn mix(
+        head: &Head<'_>,
+        rows: &[*mut f32],
+        norms: &[f32],
+        probs: &[u32],
+        stride: usize,
+    ) {
+        let (dh, mut at) = (head.dims.head_dim, 0);
+        while at < dh {
+            let n_vectors = (dh - at).div_ceil(16).min(4);
+            for (i, rows) in rows.chunks(MIX_TILE).enumerate() {
+                let first = i * MIX_TILE;
+                let (norms, probs) = (&norms[first..], &probs[first * stride..]);
+                // SAFETY: passed on.
+                unsafe {
+                    match n_vectors {
+                        1 => columns::<1>(head, rows, norms, probs, stride, at),
+                        2 => columns::<2>(head, rows, norms, probs, stride, at),
+                        3 => columns::<3>(head, rows, norms, probs, stride, at),
+                        _ => columns::<4>(head, rows, norms, probs, stride, at),
+                    }
+                }
+            }
+            at += 16 * n_vectors;
+        }
+    }
+
+    /// # Safety
+    /// As [`mix`], for `NV` vectors from column `at` on and up to six rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn columns<const NV: usize>(
+        head: &Head<'_>,
+        rows: &[*mut f32],
+        norms: &[f32],
+        probs: &[u32],
+        stride: usize,
+        at: usize,
+    ) {
+        // SAFETY: passed on.
+        unsafe {
+            match rows.len() {
+                1 => tile_mix::<1, NV>(head, rows, norms, probs, stride, at),
+                2 => tile_mix::<2, NV>(head, rows, norms, probs, stride, at),
+                3 => tile_mix::<3, NV>(head, rows, norms, probs, stride, at),
+                4 => tile_mix::<4, NV>(head, rows, norms, probs, stride, at),
+                5 => tile_mix::<5, NV>(head, rows, norms, probs, stride, at),
+                _ => tile_mix::<6, NV>(head, rows, norms, probs, stride, at),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`columns`], for `M` rows.
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn tile_mix<const M: usize, const NV: usize>(
+        head: &Head<'_>,
+        rows: &[*mut f32],
+        norms: &[f32],
+        probs: &[u32],
+        stride: usize,
+        at: usize,
+    ) {
+        let (dh, dv) = (head.dims.head_dim, value_width(head.dims));
+        // SAFETY: the block's values are [POS_PAIRS, dv] words, at + 16 NV <= dv, the probs are
+        // [M, stride] with room for every block, and masked lanes of a row are never touched.
+        unsafe {
+            let mut sums = [[_mm512_setzero_ps(); NV]; M];
+            for block in 0..head.blocks.len() {
+                let mut values = head.values(block).as_ptr().cast::<i32>().add(at);
+                let probs = probs.as_ptr().add(block * POS_PAIRS);
+                for j in 0..POS_PAIRS {
+                    let mut v = [as_bf16(_mm512_setzero_si512()); NV];
+                    for n in 0..NV {
+                        v[n] = as_bf16(_mm512_loadu_epi32(values.add(16 * n)));
+                    }
+                    for i in 0..M {
+                        let p = as_bf16(_mm512_set1_epi32(*probs.add(i * stride + j) as i32));
+                        for n in 0..NV {
+                            sums[i][n] = _mm512_dpbf16_ps(sums[i][n], p, v[n]);
+                        }
+                    }
+                    values = values.add(dv);
+                }
+            }
+            for i in 0..M {
+                let norm = _mm512_set1_ps(norms[i]);
+                for n in 0..NV {
+                    let left = dh - (at + 16 * n).min(dh);
+                    let mask = if left >= 16 { !0 } else { (1u16 << left) - 1 };
+                    let out = rows[i].add(at + 16 * n);
+                    _mm512_mask_storeu_ps(out, mask, _mm512_mul_ps(sums[i][n], norm));
+                }
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    fn as_bf16(words: __m512i) -> __m512bh {
+        // SAFETY: both are 64 bytes without invalid values.
+        unsafe { std::mem::transmute(words) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(3);
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
+            })
+            .collect()
+    }
+
+    fn shapes() -> [HeadDims; 4] {
+        [(6, 2, 16), (9, 3, 64), (2, 2, 20), (14, 1, 80)].map(|(n_heads, n_kv_heads, head_dim)| {
+            HeadDims {
+                n_heads,
+                n_kv_heads,
+                head_dim,
+            }
+        })
+    }
+
+    fn filled(qkv: &[f32], dims: HeadDims, layer: usize) -> Vec<Arc<KvBlock>> {
+        let w = dims.qkv_width();
+        let mut blocks = vec![KvBlock::new(dims, 2); (qkv.len() / w).div_ceil(BLOCK)];
+        for (pos, row) in qkv.chunks_exact(w).enumerate() {
+            blocks[pos / BLOCK].store(layer, row, pos, dims);
+        }
+        blocks.into_iter().map(Arc::new).collect()
+    }
+
+    /// Rows `rows` of one sequence in one call.
+    fn rows_of(
+        compute: &Compute,
+        qkv: &[f32],
+        blocks: &[Arc<KvBlock>],
+        rows: Range<usize>,
+        dims: HeadDims,
+    ) -> Vec<f32> {
+        let w = dims.qkv_width();
+        let mut out = vec![0.0; rows.len() * dims.out_width()];
+        let span = KvSpan {
+            rows: 0..rows.len(),
+            first_pos: rows.start,
+            blocks,
+        };
+        let qkv = &qkv[rows.start * w..rows.end * w];
+        attend(compute, &mut out, qkv, 1, &[span], dims);
+        out
+    }
+
+    #[test]
+    fn rows_have_the_same_bits_however_they_are_cut() {
+        let n = 75;
+        for dims in shapes() {
+            let ow = dims.out_width();
+            let qkv = numbers(n * dims.qkv_width(), 3);
+            let blocks = filled(&qkv, dims, 1);
+            let mut widened = None;
+            for isa in Isa::available() {
+                let compute = Compute::with_isa(2, isa);
+                let want = rows_of(&compute, &qkv, &blocks, 0..n, dims);
+                for cut in [1, 2, 5, 31, 33] {
+                    for start in (0..n).step_by(cut) {
+                        let rows = start..(start + cut).min(n);
+                        let got = rows_of(&compute, &qkv, &blocks, rows.clone(), dims);
+                        let want = &want[rows.start * ow..rows.end * ow];
+                        assert!(got == want, "{} {dims:?} cut {cut} at {start}", isa.name());
+                    }
+                }
+                // Levels that widen agree to the bit; `vdpbf16ps` is close.
+                let widened = widened.get_or_insert_with(|| want.clone());
+                if isa.name() == "avx512-bf16" {
+                    let far = |(a, b): (&f32, &f32)| (a - b).abs() > 1e-2;
+                    assert!(!want.iter().zip(&*widened).any(far), "{dims:?}");
+                } else {
+                    assert!(want == *widened, "{} {dims:?}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn it_is_attention() {
+        let n = 45;
+        for dims in shapes() {
+            let (w, ow, dh) = (dims.qkv_width(), dims.out_width(), dims.head_dim);
+            let group = dims.n_heads / dims.n_kv_heads;
+            // Numbers that bf16 holds exactly, so that only the probabilities are rounded.
+            let mut qkv = numbers(n * w, 5);
+            qkv.iter_mut().for_each(|x| *x = (*x * 16.0).round() / 16.0);
+            let got = rows_of(&Compute::new(2), &qkv, &filled(&qkv, dims, 1), 0..n, dims);
+            for t in 0..n {
+                for head in 0..dims.n_heads {
+                    let key = ow + head / group * dh;
+                    let value = key + dims.n_kv_heads * dh;
+                    let at = |t: usize, column: usize| f64::from(qkv[t * w + column]);
+                    let score = |j: usize| -> f64 {
+                        let dot: f64 = (0..dh).map(|d| at(t, head * dh + d) * at(j, key + d)).sum();
+                        dot / (dh as f64).sqrt()
+                    };
+                    let max = (0..=t).map(score).fold(f64::MIN, f64::max);
+                    let p: Vec<f64> = (0..=t).map(|j| (score(j) - max).exp()).collect();
+                    let sum: f64 = p.iter().sum();
+                    for d in 0..dh {
+                        let want: f64 = (0..=t).map(|j| p[j] / sum * at(j, value + d)).sum();
+                        let got = f64::from(got[t * ow + head * dh + d]);
+                        assert!((got - want).abs() < 1.2e-2, "{dims:?}: {got} and {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exp2_is_close_and_keeps_nan() {
+        for i in 0..12_600 {
+            let x = -(i as f32) / 100.0;
+            let (got, want) = (f64::from(exp2(x)), f64::from(x).exp2());
+            assert!((got / want - 1.0).abs() < 2.5e-7, "{x}: {got} and {want}");
+        }
+        assert_eq!(exp2(0.0), 1.0);
+        assert!(exp2(f32::NAN).is_nan() && exp2(f32::NEG_INFINITY) < 2e-38);
+    }
+}
