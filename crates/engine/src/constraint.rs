@@ -15,6 +15,18 @@ pub trait TokenConstraint: Send {
     /// Whether the answer is complete and nothing but its end may follow.
     fn is_done(&mut self) -> bool;
 
+    /// How many of these tokens, one after the other, could be taken from here; a guess that
+    /// is too high costs time and nothing else.
+    fn n_possible(&mut self, tokens: &[u32]) -> usize {
+        tokens.len()
+    }
+
+    /// Tokens that are known to be the only ones allowed next, one after the other; may be
+    /// fewer than there are.
+    fn forced(&mut self) -> Vec<u32> {
+        Vec::new()
+    }
+
     /// A copy in the same state.
     fn boxed_clone(&self) -> BoxedConstraint;
 }
@@ -42,6 +54,14 @@ impl TokenConstraint for bantam_text::Constraint {
 
     fn is_done(&mut self) -> bool {
         bantam_text::Constraint::is_done(self)
+    }
+
+    fn n_possible(&mut self, tokens: &[u32]) -> usize {
+        bantam_text::Constraint::n_possible(self, tokens)
+    }
+
+    fn forced(&mut self) -> Vec<u32> {
+        bantam_text::Constraint::forced(self)
     }
 
     fn boxed_clone(&self) -> BoxedConstraint {

@@ -1,130 +1,176 @@
 //! The scheduler: who waits, who runs, and what one step does.
 
-use std::collections::VecDeque;
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bantam_text::Tokenizer;
 
-use crate::output::Output;
-use crate::prefix::{PrefixCache, common_prefix};
-use crate::sampler::{Sampler, Scratch, logprobs, only_allowed};
+use crate::answer::{Advance, Answer, Digest, Logits};
+use crate::draft::Record;
+use crate::plan::{Asks, Part, wants};
+use crate::prefix::{NodeId, PrefixTree, common_prefix};
+use crate::queue::{FairQueue, Offer};
+use crate::sampler::Scratch;
 use crate::{
-    Event, Finish, LanguageModel, ModelError, Request, RequestError, RequestId, Span, SubmitError,
-    Timings, TokenLogprobs, Usage, Wants,
+    AdapterId, Event, Finish, LanguageModel, ModelError, Request, RequestError, RequestId, Span,
+    SubmitError, Timings, Usage,
 };
 
-/// How much an engine does at once, and how much it keeps.
+/// How much an engine does at once, and how much it keeps. Nothing of it changes an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
-    /// Requests that run at the same time.
+    /// Requests that run at the same time, at most.
     pub slots: usize,
-    /// Tokens read in one step. Answers come first; prompts share the rest, and always get a
-    /// few. Smaller steps make running answers smoother and long prompts slower.
+    /// Tokens read in one step while no answer is running.
     pub step_tokens: usize,
+    /// The same while answers are. Answers come first; prompts share the rest, and always get
+    /// a few. Smaller steps make running answers smoother and long prompts slower.
+    pub busy_step_tokens: usize,
     /// Requests that may wait for a slot.
     pub queue: usize,
-    /// Finished requests whose caches are kept; 0 turns every kind of prefix reuse off.
-    pub prefix_entries: usize,
-    /// The memory those caches may hold.
+    /// The memory for what running requests have read, and for what is kept of earlier ones. If
+    /// it runs short the kept is dropped, then the newest requests are paused. One request
+    /// always runs.
+    pub kv_bytes: usize,
+    /// The part of that memory for what is kept; 0 turns every kind of prefix reuse off.
     pub prefix_bytes: usize,
     /// The shortest shared prefix worth a fork.
     pub prefix_min: usize,
+    /// The most tokens of an answer that are guessed ahead in one step; 0 for none.
+    pub draft_tokens: usize,
+    /// Keep a digest of the logits that answers were chosen from, for [`Engine::take_digests`].
+    pub digests: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
-            slots: 8,
-            step_tokens: 256,
-            queue: 64,
-            prefix_entries: 8,
+            slots: 64,
+            step_tokens: 512,
+            busy_step_tokens: 128,
+            queue: 256,
+            kv_bytes: 2 << 30,
             prefix_bytes: 256 << 20,
             prefix_min: 16,
+            draft_tokens: 12,
+            digests: false,
         }
     }
 }
 
-/// The fewest prompt tokens a step reads, if any wait, however many answers are running.
-const PREFILL_MIN: usize = 16;
-
 /// Generates answers with one model. See the crate's documentation for what holds.
 pub struct Engine<M: LanguageModel> {
-    model: M,
+    pub(crate) model: M,
     tokenizer: Arc<Tokenizer>,
-    config: EngineConfig,
+    pub(crate) config: EngineConfig,
     /// Tokens that both the model and the tokenizer know; no other is ever chosen.
     n_tokens: usize,
     next_id: u64,
-    queue: VecDeque<Waiting>,
-    slots: Vec<Slot<M::Cache>>,
-    prefixes: PrefixCache<M::Cache>,
+    adapters: HashMap<AdapterId, Arc<M::Adapter>>,
+    queue: FairQueue<Waiting<M>>,
+    pub(crate) slots: Vec<Slot<M>>,
+    /// Requests that gave up their slot for want of memory, the first to go on last.
+    paused: Vec<Slot<M>>,
+    pub(crate) prefixes: PrefixTree<M::Cache>,
+    pub(crate) record: Record,
     /// Events of requests that ended between steps.
     outbox: Vec<(RequestId, Event)>,
     rows: Vec<f32>,
-    scratch: Scratch,
+    scratch: Mutex<Vec<Scratch>>,
+    digests: Vec<(RequestId, u64)>,
 }
 
+/// An adapter in use: unloading it takes its name away and nothing else.
+type InUse<M> = (AdapterId, Arc<<M as LanguageModel>::Adapter>);
+
 /// A request without a slot.
-struct Waiting {
+struct Waiting<M: LanguageModel> {
     id: RequestId,
     request: Request,
+    adapter: Option<InUse<M>>,
     submitted: Instant,
 }
 
 /// A running request.
-struct Slot<C> {
+pub(crate) struct Slot<M: LanguageModel> {
     id: RequestId,
-    request: Request,
-    cache: C,
-    /// The prompt, then the answer. Those from `fed` on are not in the cache yet.
-    tokens: Vec<u32>,
-    fed: usize,
+    adapter: Option<InUse<M>>,
+    cache: M::Cache,
+    pub(crate) answer: Answer,
+    /// How many of the answer's tokens are in the cache.
+    pub(crate) fed: usize,
+    /// Whether a prompt is being read; else the slot takes a token in every step.
+    pub(crate) is_reading: bool,
+    /// Tokens guessed for this step.
+    pub(crate) draft: Vec<u32>,
+    /// What the model reads in this step, where that is not a piece of the tokens.
+    feed: Vec<u32>,
     n_cached: usize,
-    n_generated: usize,
-    sampler: Sampler,
-    output: Output,
-    /// The mask for the next token, where it is known already.
-    mask: Option<Vec<u32>>,
+    n_drafted: usize,
+    n_accepted: usize,
+    /// The node whose blocks the first `n_shared` tokens of the cache are.
+    pin: Option<NodeId>,
+    n_shared: usize,
     submitted: Instant,
     admitted: Instant,
     prefilled: Option<Instant>,
-    first_token: Option<Instant>,
 }
 
-/// What one slot contributes to a step.
-struct Part {
-    slot_idx: usize,
-    end: usize,
-    wants: Wants,
+/// A cache to begin with.
+pub(crate) struct Start<C> {
+    pub(crate) cache: C,
+    /// How many tokens of the sequence it holds.
+    pub(crate) len: usize,
+    pub(crate) pin: Option<NodeId>,
 }
 
 impl<M: LanguageModel> Engine<M> {
     /// An idle engine. Counts of 0 that would stop it from working are taken as 1.
     pub fn new(model: M, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Self {
         let n_tokens = model.vocab().min(tokenizer.vocab_size());
+        let step_tokens = config.step_tokens.max(1);
         let config = EngineConfig {
             slots: config.slots.max(1),
-            step_tokens: config.step_tokens.max(1),
+            step_tokens,
+            busy_step_tokens: config.busy_step_tokens.clamp(1, step_tokens),
             queue: config.queue.max(1),
             prefix_min: config.prefix_min.max(1),
             ..config
         };
-        let prefixes = PrefixCache::new(config.prefix_entries, config.prefix_bytes);
         Self {
+            prefixes: PrefixTree::new(model.cache_block()),
             model,
             tokenizer,
             config,
             n_tokens,
             next_id: 0,
-            queue: VecDeque::new(),
+            adapters: HashMap::new(),
+            queue: FairQueue::new(),
             slots: Vec::new(),
-            prefixes,
+            paused: Vec::new(),
+            record: Record::default(),
             outbox: Vec::new(),
             rows: Vec::new(),
-            scratch: Scratch::default(),
+            scratch: Mutex::default(),
+            digests: Vec::new(),
         }
+    }
+
+    /// Makes an adapter known. Nothing is copied or computed, and no running request waits for it.
+    pub fn load_adapter(&mut self, adapter: Arc<M::Adapter>) -> AdapterId {
+        let id = AdapterId(self.next_id);
+        self.next_id += 1;
+        self.adapters.insert(id, adapter);
+        id
+    }
+
+    /// Forgets an adapter; `false` if it is not known. Requests that were accepted before keep it
+    /// until they end.
+    pub fn unload_adapter(&mut self, id: AdapterId) -> bool {
+        self.prefixes.forget(id);
+        self.adapters.remove(&id).is_some()
     }
 
     /// Queues a request, or says why it cannot be run. Nothing is computed before the next step.
@@ -137,66 +183,86 @@ impl<M: LanguageModel> Engine<M> {
         }
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.queue.push_back(Waiting {
+        let waiting = Waiting {
             id,
-            request,
+            adapter: self.in_use(request.adapter)?,
             submitted: Instant::now(),
-        });
+            request,
+        };
+        self.queue.push(waiting.request.client, waiting);
         Ok(id)
     }
 
     /// Whether a request can be run at all, whatever the queue.
     pub fn check(&self, request: &Request) -> Result<(), SubmitError> {
-        let (prompt_tokens, max_tokens) = (request.prompt.len(), request.max_tokens);
-        let max_context = self.model.max_context();
-        if prompt_tokens == 0 {
-            return Err(SubmitError::EmptyPrompt);
-        }
-        if max_tokens == 0 {
+        if request.max_tokens == 0 {
             return Err(SubmitError::NoTokensWanted);
         }
-        if prompt_tokens.saturating_add(max_tokens) > max_context {
+        self.check_prompt(&request.prompt, request.max_tokens)?;
+        self.in_use(request.adapter)?;
+        request.sampling.check(self.model.vocab())
+    }
+
+    /// Whether a prompt and so many tokens after it can be read.
+    pub(crate) fn check_prompt(
+        &self,
+        prompt: &[u32],
+        max_tokens: usize,
+    ) -> Result<(), SubmitError> {
+        let (vocab, max_context) = (self.model.vocab(), self.model.max_context());
+        if prompt.is_empty() {
+            return Err(SubmitError::EmptyPrompt);
+        }
+        if prompt.len().saturating_add(max_tokens) > max_context {
             return Err(SubmitError::ContextOverflow {
-                prompt_tokens,
+                prompt_tokens: prompt.len(),
                 max_tokens,
                 max_context,
             });
         }
-        let vocab = self.model.vocab();
-        if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= vocab) {
-            return Err(SubmitError::UnknownToken { token, vocab });
+        match prompt.iter().find(|&&t| t as usize >= vocab) {
+            Some(&token) => Err(SubmitError::UnknownToken { token, vocab }),
+            None => Ok(()),
         }
-        request.sampling.check(vocab)
+    }
+
+    /// An adapter by its name.
+    pub(crate) fn in_use(&self, id: Option<AdapterId>) -> Result<Option<InUse<M>>, SubmitError> {
+        let find = |id: AdapterId| match self.adapters.get(&id) {
+            Some(adapter) => Ok((id, Arc::clone(adapter))),
+            None => Err(SubmitError::UnknownAdapter { id: id.0 }),
+        };
+        id.map(find).transpose()
     }
 
     /// Ends a request where it stands; its [`Event::Done`] comes with the next step. `false` if
     /// it is not known or has ended already.
     pub fn cancel(&mut self, id: RequestId) -> bool {
-        if let Some(idx) = self.queue.iter().position(|w| w.id == id) {
-            if let Some(waiting) = self.queue.remove(idx) {
-                let usage = Usage {
-                    prompt_tokens: waiting.request.prompt.len(),
-                    ..Usage::default()
-                };
-                let timings = Timings {
-                    queue: waiting.submitted.elapsed(),
-                    ..Timings::default()
-                };
-                self.outbox.push((
-                    id,
-                    Event::Done {
-                        finish: Finish::Cancelled,
-                        usage,
-                        timings,
-                    },
-                ));
-            }
+        if let Some(waiting) = self.queue.remove(|w| w.id == id) {
+            let usage = Usage {
+                prompt_tokens: waiting.request.prompt.len(),
+                ..Usage::default()
+            };
+            let timings = Timings {
+                queue: waiting.submitted.elapsed(),
+                ..Timings::default()
+            };
+            let finish = Finish::Cancelled;
+            let done = Event::Done {
+                finish,
+                usage,
+                timings,
+            };
+            self.outbox.push((id, done));
             return true;
         }
-        let Some(idx) = self.slots.iter().position(|s| s.id == id) else {
+        let of = |slots: &mut Vec<Slot<M>>| {
+            let idx = slots.iter().position(|s| s.id == id)?;
+            Some(slots.remove(idx))
+        };
+        let Some(slot) = of(&mut self.slots).or_else(|| of(&mut self.paused)) else {
             return false;
         };
-        let slot = self.slots.remove(idx);
         self.outbox.push((id, slot.done(Finish::Cancelled)));
         self.keep(slot);
         true
@@ -204,12 +270,12 @@ impl<M: LanguageModel> Engine<M> {
 
     /// Whether no request waits or runs and no event is left to tell.
     pub fn is_idle(&self) -> bool {
-        self.queue.is_empty() && self.slots.is_empty() && self.outbox.is_empty()
+        self.waiting() == 0 && self.slots.is_empty() && self.outbox.is_empty()
     }
 
     /// Requests without a slot.
     pub fn waiting(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.paused.len()
     }
 
     /// Requests that may still be submitted before one is refused.
@@ -222,9 +288,14 @@ impl<M: LanguageModel> Engine<M> {
         self.slots.len()
     }
 
-    /// The caches kept for their prefixes: how many, and their bytes.
+    /// What is kept for its prefixes: how many pieces, and their bytes.
     pub fn prefixes(&self) -> (usize, usize) {
         (self.prefixes.len(), self.prefixes.bytes())
+    }
+
+    /// The memory of what is running and what is kept.
+    pub fn kv_bytes(&self) -> usize {
+        self.running_bytes() + self.prefixes.bytes()
     }
 
     /// The model.
@@ -237,180 +308,250 @@ impl<M: LanguageModel> Engine<M> {
         &self.tokenizer
     }
 
+    /// The digests of the requests that have ended since the last call: of every logit that each
+    /// token of the answer was chosen from. Empty without [`EngineConfig::digests`].
+    pub fn take_digests(&mut self) -> Vec<(RequestId, u64)> {
+        std::mem::take(&mut self.digests)
+    }
+
     /// Does one step: gives free slots to waiting requests, runs the model once over all that
-    /// are running, takes a token for each that is past its prompt. A request's events come in
-    /// order; the last is [`Event::Done`].
+    /// are running, takes the next tokens for each that is past its prompt. A request's events
+    /// come in order; the last is [`Event::Done`].
     pub fn step(&mut self, sink: &mut dyn FnMut(RequestId, Event)) {
         for (id, event) in self.outbox.drain(..) {
             sink(id, event);
         }
-        self.admit();
+        self.make_room();
+        let mut ended = self.admit();
+        // A constraint may have left no choice from beginning to end.
+        self.tell(&mut ended, sink);
         let parts = self.plan();
         if parts.is_empty() {
             return;
         }
         let failures = self.forward(&parts);
-        let mut ended: Vec<(usize, Finish)> = Vec::new();
-        let vocab = self.model.vocab();
-        let mut row_idx = 0;
-        for (part, failure) in parts.iter().zip(failures) {
-            let slot = &mut self.slots[part.slot_idx];
-            let finish = if let Some(error) = failure {
-                Some(Finish::Error(error))
-            } else {
-                slot.fed = part.end;
-                if slot.prefilled.is_none() && slot.fed >= slot.request.prompt.len() {
-                    slot.prefilled = Some(Instant::now());
-                }
-                if part.wants == Wants::Last {
-                    let row = &self.rows[row_idx * vocab..][..vocab];
-                    row_idx += 1;
-                    slot.advance(row, self.n_tokens, &mut self.scratch, sink)
-                } else {
-                    None
-                }
-            };
-            if let Some(finish) = finish {
-                ended.push((part.slot_idx, finish));
+        let mut ended = self.advance(&parts, failures);
+        self.tell(&mut ended, sink);
+    }
+
+    /// Tells what is new of each answer, and ends those that are over.
+    fn tell(&mut self, ended: &mut Vec<(usize, Finish)>, sink: &mut dyn FnMut(RequestId, Event)) {
+        ended.sort_unstable_by_key(|e| e.0);
+        for (idx, finish) in ended.iter_mut() {
+            let answer = &mut self.slots[*idx].answer;
+            *finish = answer.flush(std::mem::replace(finish, Finish::Cancelled));
+        }
+        for slot in &mut self.slots {
+            for event in slot.answer.events.drain(..) {
+                sink(slot.id, Event::Token(event));
             }
         }
-        ended.sort_unstable_by_key(|e| e.0);
-        while let Some((slot_idx, finish)) = ended.pop() {
-            let mut slot = self.slots.remove(slot_idx);
-            let finish = slot.flush(finish, sink);
+        for (idx, finish) in ended.iter() {
+            let slot = &self.slots[*idx];
             sink(slot.id, slot.done(finish.clone()));
+        }
+        while let Some((idx, finish)) = ended.pop() {
+            let slot = self.slots.remove(idx);
+            if let Some(Digest(digest)) = slot.answer.digest {
+                self.digests.push((slot.id, digest));
+            }
             // After a failure of the model the cache cannot be trusted.
             let broken = matches!(
                 finish,
                 Finish::Error(RequestError::Model(_) | RequestError::NotFinite { .. })
             );
-            if !broken {
+            if broken {
+                self.unpin(slot.pin);
+            } else {
                 self.keep(slot);
             }
         }
     }
 
-    /// Gives free slots to waiting requests, first come first served.
-    fn admit(&mut self) {
+    /// Gives free slots to requests that were paused, then to those that wait, the clients taking
+    /// turns. The slots whose answer is over before it began.
+    fn admit(&mut self) -> Vec<(usize, Finish)> {
+        let mut ended = Vec::new();
         while self.slots.len() < self.config.slots {
-            let Some(next) = self.queue.pop_front() else {
-                return;
+            let Some(slot) = self.paused.pop() else {
+                break;
             };
-            let Some((cache, n_cached)) = self.start(&next.request.prompt) else {
-                self.queue.push_front(next);
-                return;
+            let tokens = &slot.answer.tokens;
+            if !self.has_room(tokens.len()) {
+                self.paused.push(slot);
+                return ended;
+            }
+            let Some(start) = self.start(slot.adapter_id(), tokens) else {
+                self.paused.push(slot);
+                return ended;
             };
-            let Waiting {
-                id,
-                request,
-                submitted,
-            } = next;
             self.slots.push(Slot {
-                id,
-                cache,
-                tokens: request.prompt.clone(),
-                fed: n_cached,
-                n_cached,
-                n_generated: 0,
-                sampler: Sampler::new(request.sampling.clone(), &request.prompt),
-                output: Output::new(&self.tokenizer, &request.stop),
-                mask: None,
-                request,
-                submitted,
-                admitted: Instant::now(),
-                prefilled: None,
-                first_token: None,
+                cache: start.cache,
+                fed: start.len,
+                n_shared: start.len,
+                pin: start.pin,
+                ..slot
             });
+        }
+        let mut queue = std::mem::replace(&mut self.queue, FairQueue::new());
+        queue.offer(|waiting| {
+            if self.slots.len() >= self.config.slots || !self.has_room(waiting.request.prompt.len())
+            {
+                return Offer::Stop(waiting);
+            }
+            let adapter = waiting.request.adapter;
+            let Some(start) = self.start(adapter, &waiting.request.prompt) else {
+                return Offer::Later(waiting);
+            };
+            let slot = self.slot(waiting, start);
+            self.slots.push(slot);
+            let slot_idx = self.slots.len() - 1;
+            let first = self.slots[slot_idx].answer.look_ahead(self.n_tokens);
+            ended.extend(first.map(|finish| (slot_idx, finish)));
+            Offer::Taken
+        });
+        self.queue = queue;
+        ended
+    }
+
+    fn slot(&self, waiting: Waiting<M>, start: Start<M::Cache>) -> Slot<M> {
+        let answer = Answer::new(waiting.request, &self.tokenizer, self.config.digests);
+        Slot {
+            id: waiting.id,
+            adapter: waiting.adapter,
+            cache: start.cache,
+            answer,
+            fed: start.len,
+            is_reading: true,
+            draft: Vec::new(),
+            feed: Vec::new(),
+            n_cached: start.len,
+            n_drafted: 0,
+            n_accepted: 0,
+            pin: start.pin,
+            n_shared: start.len,
+            submitted: waiting.submitted,
+            admitted: Instant::now(),
+            prefilled: None,
         }
     }
 
-    /// A cache to start `prompt` from, and how much of it that holds. `None` if it is better to
-    /// wait: a running request is about to read a beginning that the prompt shares.
-    fn start(&mut self, prompt: &[u32]) -> Option<(M::Cache, usize)> {
-        if self.config.prefix_entries == 0 {
-            return Some((self.model.new_cache(), 0));
+    /// A cache to start a sequence from, and how much of it that holds. `None` if it is better to
+    /// wait: a running request is about to read a beginning that the sequence shares.
+    pub(crate) fn start(
+        &mut self,
+        adapter: Option<AdapterId>,
+        tokens: &[u32],
+    ) -> Option<Start<M::Cache>> {
+        let anew = |model: &M| Start {
+            cache: model.new_cache(),
+            len: 0,
+            pin: None,
+        };
+        if self.config.prefix_bytes == 0 {
+            return Some(anew(&self.model));
         }
         // The last token is always read anew: its logits are needed.
-        let usable = |shared: usize| shared.min(prompt.len() - 1);
-        let kept = self
-            .prefixes
-            .longest(prompt)
-            .map(|(idx, len)| (idx, usable(len)));
-        let live = self.slots.iter().enumerate().rev();
-        let live = live
-            .map(|(idx, slot)| (idx, usable(common_prefix(&slot.tokens[..slot.fed], prompt))))
-            .max_by_key(|&(_, len)| len);
-        let kept_len = kept.map_or(0, |k| k.1);
-        let live_len = live.map_or(0, |l| l.1);
-        let best = kept_len.max(live_len);
-        let coming = self.slots.iter().filter(|s| s.fed < s.request.prompt.len());
-        let coming = coming
-            .map(|s| usable(common_prefix(&s.request.prompt, prompt)))
-            .max();
-        if coming.unwrap_or(0) >= best + self.config.prefix_min {
+        let usable = |shared: usize| shared.min(tokens.len() - 1);
+        let known = self.prefixes.longest(adapter, tokens);
+        let known_len = known.map_or(0, |found| usable(found.len));
+        let alike = |s: &&mut Slot<M>| s.adapter_id() == adapter;
+        let (mut live, mut live_len, mut coming) = (None, known_len, 0);
+        for slot in self.slots.iter_mut().filter(alike) {
+            let shared = usable(common_prefix(&slot.answer.tokens, tokens));
+            if slot.is_reading {
+                coming = coming.max(shared);
+            }
+            if shared.min(slot.fed) > live_len {
+                live_len = shared.min(slot.fed);
+                live = Some(slot);
+            }
+        }
+        if coming >= live_len + self.config.prefix_min {
             return None;
         }
-        if best < self.config.prefix_min {
-            return Some((self.model.new_cache(), 0));
+        if live_len < self.config.prefix_min {
+            return Some(anew(&self.model));
         }
-        let cache = match (kept, live) {
-            (Some((idx, len)), _) if len == best => self.model.fork(self.prefixes.get(idx), best),
-            (_, Some((idx, _))) => self.model.fork(&self.slots[idx].cache, best),
-            _ => return Some((self.model.new_cache(), 0)),
-        };
-        Some((cache, best))
-    }
-
-    /// What each slot reads in this step. Answers come first, then prompts in their order.
-    fn plan(&self) -> Vec<Part> {
-        let mut parts = Vec::with_capacity(self.slots.len());
-        let is_answering = |slot: &Slot<M::Cache>| slot.fed >= slot.request.prompt.len();
-        let mut budget = self.config.step_tokens;
-        for (slot_idx, slot) in self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| is_answering(s))
-        {
-            let end = slot.tokens.len();
-            budget = budget.saturating_sub(end - slot.fed);
-            parts.push(Part {
-                slot_idx,
-                end,
-                wants: Wants::Last,
-            });
-        }
-        budget = budget.max(PREFILL_MIN.min(self.config.step_tokens));
-        for (slot_idx, slot) in self
-            .slots
-            .iter()
-            .enumerate()
-            .filter(|(_, s)| !is_answering(s))
-        {
-            let end = slot.tokens.len().min(slot.fed + budget);
-            if end == slot.fed {
-                break;
+        let fork = |cache: &M::Cache, len| self.model.fork(cache, len);
+        if let Some(slot) = live {
+            // What a running request has read so far goes into the tree, and both read on from it.
+            let cache = fork(&slot.cache, live_len);
+            self.prefixes
+                .insert(adapter, &tokens[..live_len], cache, fork);
+            if let Some(found) = self.prefixes.longest(adapter, &tokens[..live_len]) {
+                let before = slot.pin.replace(self.prefixes.pin(found, fork).0);
+                slot.n_shared = live_len;
+                if let Some(before) = before {
+                    self.prefixes.unpin(before);
+                }
             }
-            budget -= end - slot.fed;
-            let wants = if end == slot.tokens.len() {
-                Wants::Last
-            } else {
-                Wants::None
-            };
-            parts.push(Part {
-                slot_idx,
-                end,
-                wants,
-            });
         }
-        parts
+        let Some(found) = self.prefixes.longest(adapter, &tokens[..live_len]) else {
+            return Some(anew(&self.model));
+        };
+        let (pin, cache) = self.prefixes.pin(found, fork);
+        Some(Start {
+            cache: fork(cache, found.len),
+            len: found.len,
+            pin: Some(pin),
+        })
     }
 
-    /// Runs the model; the wanted rows are in `self.rows`, in the order of `parts`. If it fails
+    pub(crate) fn unpin(&mut self, pin: Option<NodeId>) {
+        if let Some(pin) = pin {
+            self.prefixes.unpin(pin);
+        }
+    }
+
+    /// The memory of what running requests have read or are about to, without what they share with
+    /// the tree.
+    fn running_bytes(&self) -> usize {
+        let block = self.model.cache_block();
+        let own =
+            |s: &Slot<M>| s.answer.tokens.len().div_ceil(block.tokens) - s.n_shared / block.tokens;
+        self.slots.iter().map(own).sum::<usize>() * block.bytes
+    }
+
+    /// Whether one more sequence of `len` tokens can run; what is kept would make way for it. An
+    /// eighth of the memory is left for the answers to grow.
+    fn has_room(&self, len: usize) -> bool {
+        let block = self.model.cache_block();
+        let needed = (len.div_ceil(block.tokens) + 1) * block.bytes;
+        let room = self.config.kv_bytes - self.config.kv_bytes / 8;
+        self.slots.is_empty() || self.running_bytes() + needed <= room
+    }
+
+    /// Keeps within the memory: drops what is kept, then pauses the newest requests.
+    fn make_room(&mut self) {
+        loop {
+            let left = self.config.kv_bytes.saturating_sub(self.running_bytes());
+            self.prefixes.shrink(left.min(self.config.prefix_bytes));
+            if self.kv_bytes() <= self.config.kv_bytes || self.slots.len() <= 1 {
+                return;
+            }
+            if let Some(mut slot) = self.slots.pop() {
+                self.unpin(slot.pin.take());
+                slot.cache = self.model.new_cache();
+                (slot.fed, slot.n_shared, slot.is_reading) = (0, 0, true);
+                self.paused.push(slot);
+            }
+        }
+    }
+
+    /// Runs the model; what was wanted is in `self.rows`, in the order of `parts`. If it fails
     /// on all the parts together, each is tried alone and answers for itself.
     fn forward(&mut self, parts: &[Part]) -> Vec<Option<RequestError>> {
+        for part in parts {
+            let slot = &mut self.slots[part.slot_idx];
+            slot.feed.clear();
+            if !slot.draft.is_empty() {
+                let known = &slot.answer.tokens[slot.fed..part.end];
+                slot.feed.extend_from_slice(known);
+                slot.feed.extend_from_slice(&slot.draft);
+            }
+        }
         let mut rows = std::mem::take(&mut self.rows);
-        rows.clear();
         let together = self.try_forward(parts, &mut rows);
         let failures = match together {
             Ok(()) => parts.iter().map(|_| None).collect(),
@@ -423,11 +564,12 @@ impl<M: LanguageModel> Engine<M> {
                 parts
                     .iter()
                     .map(|part| {
-                        row.clear();
                         let result = self
                             .rewind(part)
                             .and_then(|()| self.try_forward(std::slice::from_ref(part), &mut row));
-                        rows.extend_from_slice(if result.is_ok() { &row } else { &[] });
+                        // What a failed part would have given is never looked at.
+                        row.resize(part.n_logits, 0.0);
+                        rows.extend_from_slice(&row);
                         result.err()
                     })
                     .collect()
@@ -454,162 +596,159 @@ impl<M: LanguageModel> Engine<M> {
     }
 
     fn try_forward(&mut self, parts: &[Part], rows: &mut Vec<f32>) -> Result<(), RequestError> {
-        let mut caches: Vec<Option<&mut Slot<M::Cache>>> =
-            self.slots.iter_mut().map(Some).collect();
-        let mut spans: Vec<Span<'_, M::Cache>> = Vec::with_capacity(parts.len());
+        let mut slots: Vec<Option<&mut Slot<M>>> = self.slots.iter_mut().map(Some).collect();
+        let mut spans: Vec<Span<'_, M>> = Vec::with_capacity(parts.len());
         for part in parts {
-            if let Some(slot) = caches[part.slot_idx].take() {
-                spans.push(Span {
-                    cache: &mut slot.cache,
-                    tokens: &slot.tokens[slot.fed..part.end],
-                    wants: part.wants,
-                });
+            if let Some(slot) = slots[part.slot_idx].take() {
+                spans.push(slot.span(part));
             }
         }
         guard(|| self.model.forward(&mut spans, rows))?;
-        let n_rows = parts.iter().filter(|p| p.wants == Wants::Last).count();
-        if rows.len() != n_rows * self.model.vocab() {
-            let message = format!("{} logits for {n_rows} rows", rows.len());
+        let n_logits: usize = parts.iter().map(|p| p.n_logits).sum();
+        if rows.len() != n_logits {
+            let message = format!("{} logits instead of {n_logits}", rows.len());
             return Err(RequestError::Model(message));
         }
         for part in parts {
-            let len = self.model.cache_len(&self.slots[part.slot_idx].cache);
-            if len != part.end {
-                let message = format!("a cache has {len} tokens after reading {}", part.end);
+            let slot = &self.slots[part.slot_idx];
+            let (len, end) = (
+                self.model.cache_len(&slot.cache),
+                part.end + slot.draft.len(),
+            );
+            if len != end {
+                let message = format!("a cache has {len} tokens after reading {end}");
                 return Err(RequestError::Model(message));
             }
         }
         Ok(())
     }
 
-    /// Leaves a finished request's cache to those that come after.
-    fn keep(&mut self, slot: Slot<M::Cache>) {
-        let Slot {
-            cache,
-            mut tokens,
-            fed,
-            ..
-        } = slot;
-        tokens.truncate(fed);
-        if fed >= self.config.prefix_min {
-            let bytes = self.model.cache_bytes(&cache);
-            self.prefixes.insert(tokens, cache, bytes);
+    /// Takes the next tokens of every answer that has logits, on all threads, and leaves the caches
+    /// with what the answers hold. The slots whose answer is over.
+    fn advance(
+        &mut self,
+        parts: &[Part],
+        failures: Vec<Option<RequestError>>,
+    ) -> Vec<(usize, Finish)> {
+        let sizes = (self.model.vocab(), self.n_tokens);
+        let mut slots: Vec<Option<&mut Slot<M>>> = self.slots.iter_mut().map(Some).collect();
+        let mut tasks = Vec::with_capacity(parts.len());
+        let mut ended = Vec::new();
+        let mut rest = &self.rows[..];
+        for (part, failure) in parts.iter().zip(failures) {
+            let logits;
+            (logits, rest) = rest.split_at(part.n_logits.min(rest.len()));
+            if let Some(error) = failure {
+                ended.push((part.slot_idx, Finish::Error(error)));
+                continue;
+            }
+            let Some(slot) = slots[part.slot_idx].take() else {
+                continue;
+            };
+            slot.fed = part.end;
+            if slot.fed == slot.answer.tokens.len() {
+                slot.is_reading = false;
+                slot.prefilled.get_or_insert_with(Instant::now);
+            }
+            let logits = match part.asks {
+                Asks::Nothing => continue,
+                Asks::Narrow => Logits::Narrow(logits),
+                Asks::Rows => Logits::Rows(logits),
+            };
+            let (answer, draft) = (&mut slot.answer, slot.draft.as_slice());
+            tasks.push((
+                part,
+                Mutex::new((answer, draft, logits, Advance::default())),
+            ));
         }
+        let scratches = &self.scratch;
+        self.model.run(tasks.len(), &|idx| {
+            let mut task = lock(&tasks[idx].1);
+            let (answer, draft, logits, advance) = &mut *task;
+            let mut scratch = lock(scratches).pop().unwrap_or_default();
+            *advance = answer.advance(*logits, draft, sizes, &mut scratch);
+            lock(scratches).push(scratch);
+        });
+        let done: Vec<(&Part, Advance)> = tasks
+            .into_iter()
+            .map(|(part, task)| {
+                let task = task.into_inner().unwrap_or_else(PoisonError::into_inner);
+                (part, task.3)
+            })
+            .collect();
+        for (part, advance) in done {
+            let slot = &mut self.slots[part.slot_idx];
+            let (n, n_true) = (slot.draft.len(), advance.n_confirmed);
+            slot.fed += n_true;
+            if n > n_true {
+                self.model.truncate(&mut slot.cache, slot.fed);
+            }
+            slot.n_drafted += n;
+            slot.n_accepted += n_true;
+            if let Some(matched) = part.matched {
+                self.record.learn(matched, n, n_true);
+            }
+            slot.draft.clear();
+            ended.extend(advance.finish.map(|finish| (part.slot_idx, finish)));
+        }
+        ended
+    }
+
+    /// Leaves a finished request's cache to those that come after.
+    fn keep(&mut self, slot: Slot<M>) {
+        let adapter = slot.adapter_id();
+        let is_loaded = adapter.is_none_or(|id| self.adapters.contains_key(&id));
+        if self.config.prefix_bytes > 0 && slot.fed >= self.config.prefix_min && is_loaded {
+            let fork = |cache: &M::Cache, len| self.model.fork(cache, len);
+            let tokens = &slot.answer.tokens[..slot.fed];
+            self.prefixes.insert(adapter, tokens, slot.cache, fork);
+        }
+        self.unpin(slot.pin);
+        let left = self.config.kv_bytes.saturating_sub(self.running_bytes());
+        self.prefixes.shrink(left.min(self.config.prefix_bytes));
     }
 }
 
-impl<C> Slot<C> {
-    /// Takes the next token from `row`, and with it those that a constraint leaves no choice
-    /// about. `Some` if the answer is over.
-    fn advance(
-        &mut self,
-        row: &[f32],
-        n_tokens: usize,
-        scratch: &mut Scratch,
-        sink: &mut dyn FnMut(RequestId, Event),
-    ) -> Option<Finish> {
-        let is_bad = |l: &f32| l.is_nan() || *l == f32::INFINITY;
-        if row.iter().any(is_bad) || row.iter().all(|l| *l == f32::NEG_INFINITY) {
-            return Some(Finish::Error(RequestError::NotFinite { at: self.fed }));
-        }
-        if let Err(error) = self.look_up_mask() {
-            return Some(Finish::Error(error));
-        }
-        let mask = self.mask.take();
-        let Some(token) = self.sampler.choose(row, n_tokens, mask.as_deref(), scratch) else {
-            return Some(Finish::Error(RequestError::DeadEnd {
-                at: self.n_generated,
-            }));
+impl<M: LanguageModel> Slot<M> {
+    pub(crate) fn adapter_id(&self) -> Option<AdapterId> {
+        self.adapter.as_ref().map(|a| a.0)
+    }
+
+    /// Tokens that are not in the cache yet.
+    pub(crate) fn n_unread(&self) -> usize {
+        self.answer.tokens.len() - self.fed
+    }
+
+    fn span(&mut self, part: &Part) -> Span<'_, M> {
+        let tokens = if self.draft.is_empty() {
+            &self.answer.tokens[self.fed..part.end]
+        } else {
+            &self.feed
         };
-        let reported = self.request.logprobs;
-        let reported = reported.map(|n_top| logprobs(row, n_tokens, token, n_top, scratch));
-        if let Some(finish) = self.accept(token, reported, sink) {
-            return Some(finish);
-        }
-        // Where the constraint leaves one token there is nothing to ask the model; unless the
-        // logits themselves are wanted, it reads the token together with the next free choice.
-        while self.request.constraint.is_some() && self.request.logprobs.is_none() {
-            if let Err(error) = self.look_up_mask() {
-                return Some(Finish::Error(error));
-            }
-            let only = self
-                .mask
-                .as_deref()
-                .and_then(|mask| only_allowed(mask, n_tokens))?;
-            self.mask = None;
-            if let Some(finish) = self.accept(only, None, sink) {
-                return Some(finish);
-            }
-        }
-        None
-    }
-
-    /// Fills `self.mask`, if there is a constraint.
-    fn look_up_mask(&mut self) -> Result<(), RequestError> {
-        if let (None, Some(constraint)) = (&self.mask, &mut self.request.constraint) {
-            let mask = constraint.allowed().map_err(RequestError::Constraint)?;
-            self.mask = Some(mask.to_vec());
-        }
-        Ok(())
-    }
-
-    /// Adds a token to the answer. `Some` if that ends it.
-    fn accept(
-        &mut self,
-        token: u32,
-        logprobs: Option<TokenLogprobs>,
-        sink: &mut dyn FnMut(RequestId, Event),
-    ) -> Option<Finish> {
-        self.n_generated += 1;
-        self.first_token.get_or_insert_with(Instant::now);
-        if self.request.end_tokens.contains(&token) {
-            return Some(Finish::Stop);
-        }
-        let mut is_done = false;
-        if let Some(constraint) = &mut self.request.constraint {
-            if let Err(error) = constraint.commit(token) {
-                return Some(Finish::Error(RequestError::Constraint(error)));
-            }
-            is_done = constraint.is_done();
-        }
-        self.tokens.push(token);
-        self.sampler.took(token);
-        let id = self.id;
-        let stopped = self
-            .output
-            .push(token, logprobs, &mut |t| sink(id, Event::Token(t)));
-        if stopped || is_done {
-            Some(Finish::Stop)
-        } else if self.n_generated == self.request.max_tokens {
-            Some(Finish::Length)
-        } else {
-            None
-        }
-    }
-
-    /// Tells what was held back. The last characters may still complete a stop string.
-    fn flush(&mut self, finish: Finish, sink: &mut dyn FnMut(RequestId, Event)) -> Finish {
-        let id = self.id;
-        let stopped = self.output.finish(&mut |t| sink(id, Event::Token(t)));
-        if stopped && finish == Finish::Length {
-            Finish::Stop
-        } else {
-            finish
+        Span {
+            cache: &mut self.cache,
+            tokens,
+            wants: wants(&self.answer, &self.draft, part.asks),
+            adapter: self.adapter.as_ref().map(|a| &*a.1),
         }
     }
 
     fn done(&self, finish: Finish) -> Event {
         let now = Instant::now();
+        let answer = &self.answer;
         let usage = Usage {
-            prompt_tokens: self.request.prompt.len(),
+            prompt_tokens: answer.request.prompt.len(),
             cached_tokens: self.n_cached,
-            completion_tokens: self.n_generated,
+            completion_tokens: answer.n_generated,
+            forced_tokens: answer.n_forced,
+            drafted_tokens: self.n_drafted,
+            accepted_tokens: self.n_accepted,
         };
         let timings = Timings {
             queue: self.admitted - self.submitted,
             prefill: self.prefilled.unwrap_or(now) - self.admitted,
             decode: self.prefilled.map_or(Duration::ZERO, |t| now - t),
-            first_token: self
+            first_token: answer
                 .first_token
                 .map_or(Duration::ZERO, |t| t - self.submitted),
         };
@@ -621,8 +760,13 @@ impl<C> Slot<C> {
     }
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A poisoned lock says that a task panicked, and that panic is on its way already.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Calls into the model; a panic there becomes an error.
-fn guard(call: impl FnOnce() -> Result<(), ModelError>) -> Result<(), RequestError> {
+pub(crate) fn guard(call: impl FnOnce() -> Result<(), ModelError>) -> Result<(), RequestError> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| RequestError::Model(error.0)),
         Err(payload) => {

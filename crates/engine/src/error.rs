@@ -41,6 +41,12 @@ pub enum SubmitError {
         /// What it is.
         value: String,
     },
+    /// An adapter that is not loaded, or no longer.
+    #[error("adapter {id} is not loaded")]
+    UnknownAdapter {
+        /// Its name.
+        id: u64,
+    },
     /// Too many requests are waiting.
     #[error("{waiting} requests are waiting already; try again later")]
     QueueFull {

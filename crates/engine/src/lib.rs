@@ -8,8 +8,9 @@
 //! What holds at every step, and is tested with a mock model whose logits are a hash
 //! of the whole history:
 //!
-//! - a request's output depends on the request alone: not on its neighbours, the chunks
-//!   its prompt was read in, what was in the prefix cache, or who was cancelled;
+//! - a request's output depends on the request and its adapter alone: not on its neighbours, the
+//!   chunks its prompt was read in, what was in the prefix cache, which tokens were guessed ahead,
+//!   whether it was paused for want of memory, or who was cancelled;
 //! - every accepted request ends with exactly one [`Event::Done`];
 //! - a constraint fails closed: an error ends its request, never lifts the mask;
 //! - a failure in the model ends the request it belongs to, and no other.
@@ -17,23 +18,32 @@
 //! The engine knows token ids and text, and nothing of HTTP or of files.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod answer;
 mod batch;
 mod constraint;
+mod draft;
 mod engine;
 mod error;
+pub mod exact;
 mod llama;
 mod lm;
+mod mask;
 mod output;
+mod plan;
 mod prefix;
+mod queue;
 mod request;
 mod sampler;
+mod scan;
+mod score;
 
 pub use batch::{Completion, Progress, generate_all};
 pub use constraint::{BoxedConstraint, TokenConstraint};
 pub use engine::{Engine, EngineConfig};
 pub use error::{ModelError, RequestError, SubmitError};
 pub use llama::Llama;
-pub use lm::{LanguageModel, Span, Wants};
+pub use lm::{CacheBlock, LanguageModel, Span, Wants};
 pub use request::{
-    Event, Finish, Request, RequestId, Sampling, Timings, TokenEvent, TokenLogprobs, Usage,
+    AdapterId, Event, Finish, Request, RequestId, Sampling, Timings, TokenEvent, TokenLogprobs,
+    Usage,
 };

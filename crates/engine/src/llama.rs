@@ -1,11 +1,12 @@
-//! The Llama family behind [`LanguageModel`]: weights that may be shared, one adapter, one workspace.
+//! The Llama family behind [`LanguageModel`]: weights that may be shared, adapters, one workspace.
 
 use std::sync::Arc;
 
 use bantam_kernels::Compute;
+use bantam_kernels::attention::BLOCK;
 use bantam_model::{InferWorkspace, KvCache, Lora, Model};
 
-use crate::{LanguageModel, ModelError, Span, Wants};
+use crate::{CacheBlock, LanguageModel, ModelError, Span, Wants};
 
 /// A model ready to generate.
 pub struct Llama {
@@ -13,14 +14,17 @@ pub struct Llama {
     lora: Option<Arc<Lora<f32>>>,
     work: InferWorkspace,
     compute: Compute,
+    block_bytes: usize,
 }
 
 impl Llama {
-    /// A model, with the adapter that its answers are to be given with.
+    /// A model, with the adapter for requests that name none.
     pub fn new(model: Arc<Model<f32>>, lora: Option<Arc<Lora<f32>>>, compute: Compute) -> Self {
+        let block_bytes = KvCache::new(model.config()).block_bytes();
         Self {
             model,
             lora,
+            block_bytes,
             work: InferWorkspace::default(),
             compute,
         }
@@ -29,6 +33,7 @@ impl Llama {
 
 impl LanguageModel for Llama {
     type Cache = KvCache;
+    type Adapter = Lora<f32>;
 
     fn vocab(&self) -> usize {
         self.model.config().vocab
@@ -46,8 +51,11 @@ impl LanguageModel for Llama {
         cache.len()
     }
 
-    fn cache_bytes(&self, cache: &KvCache) -> usize {
-        cache.bytes()
+    fn cache_block(&self) -> CacheBlock {
+        CacheBlock {
+            tokens: BLOCK,
+            bytes: self.block_bytes,
+        }
     }
 
     fn fork(&self, cache: &KvCache, len: usize) -> KvCache {
@@ -60,9 +68,11 @@ impl LanguageModel for Llama {
 
     fn forward(
         &mut self,
-        spans: &mut [Span<'_, KvCache>],
+        spans: &mut [Span<'_, Self>],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
+        let wants: Vec<(Wants<'_>, usize)> =
+            spans.iter().map(|s| (s.wants, s.tokens.len())).collect();
         let mut spans: Vec<bantam_model::Span<'_>> = spans
             .iter_mut()
             .map(|span| bantam_model::Span {
@@ -70,13 +80,48 @@ impl LanguageModel for Llama {
                 tokens: span.tokens,
                 logits: match span.wants {
                     Wants::None => bantam_model::Wants::None,
-                    Wants::Last => bantam_model::Wants::Last,
+                    Wants::Last | Wants::LastOf(_) => bantam_model::Wants::Last,
+                    Wants::Tail(1) => bantam_model::Wants::Last,
+                    Wants::Tail(_) => bantam_model::Wants::All,
                 },
-                lora: self.lora.as_deref(),
+                lora: span.adapter.or(self.lora.as_deref()),
             })
             .collect();
         self.model
             .forward(&mut spans, logits, &mut self.work, &self.compute);
+        compact(logits, &wants, self.model.config().vocab);
         Ok(())
     }
+
+    fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
+        self.compute.pool().run(n_tasks, task);
+    }
+}
+
+/// Leaves of the rows that the model gave what was wanted of them.
+fn compact(logits: &mut Vec<f32>, wants: &[(Wants<'_>, usize)], vocab: usize) {
+    let (mut from, mut to) = (0, 0);
+    for &(wants, n_tokens) in wants {
+        match wants {
+            Wants::None => {}
+            Wants::LastOf(ids) => {
+                for (i, &id) in ids.iter().enumerate() {
+                    // Ids ascend, so a row shrinks towards its own beginning or an earlier place.
+                    logits[to + i] = logits[from + id as usize];
+                }
+                from += vocab;
+            }
+            Wants::Last | Wants::Tail(1) => {
+                logits.copy_within(from..from + vocab, to);
+                from += vocab;
+            }
+            Wants::Tail(n) => {
+                let all = n_tokens * vocab;
+                logits.copy_within(from + all - n * vocab..from + all, to);
+                from += all;
+            }
+        }
+        to += wants.n_logits(vocab);
+    }
+    logits.truncate(to);
 }

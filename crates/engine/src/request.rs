@@ -8,6 +8,10 @@ use crate::{BoxedConstraint, RequestError};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
+/// The name of a loaded adapter, unique in its engine and never used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct AdapterId(pub u64);
+
 /// One answer to generate.
 #[derive(Clone, Default)]
 pub struct Request {
@@ -25,6 +29,13 @@ pub struct Request {
     pub constraint: Option<BoxedConstraint>,
     /// Report each token's log-probability, and those of this many of the likeliest.
     pub logprobs: Option<usize>,
+    /// What to answer with; the bare model, if there is none.
+    pub adapter: Option<AdapterId>,
+    /// Whose request it is: clients take turns.
+    pub client: u64,
+    /// What the answer is likely to say, if that is known. It makes a true guess faster and
+    /// changes nothing else.
+    pub prediction: Option<Vec<u32>>,
 }
 
 /// How the next token is chosen.
@@ -130,6 +141,12 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Tokens generated, the end token and those of a stop string included.
     pub completion_tokens: usize,
+    /// Those of them that a constraint left no choice about and the model was not asked for.
+    pub forced_tokens: usize,
+    /// Tokens that were guessed ahead ...
+    pub drafted_tokens: usize,
+    /// ... and those of them that came true.
+    pub accepted_tokens: usize,
 }
 
 /// Where a request's time went.

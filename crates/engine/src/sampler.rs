@@ -1,7 +1,8 @@
 //! From a row of logits to a token.
 //!
 //! A sampler belongs to one request: its generator is seeded by the request alone and is
-//! drawn from only where there is a choice, so neighbours cannot change an answer.
+//! drawn from only where there is a choice, so neighbours cannot change an answer, and a token
+//! that is only confirmed (speculation) is the token that would have been drawn.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,14 +10,45 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
+use crate::mask::Mask;
+use crate::scan::{Scan, exp, likeliest, pick, scan, weigh};
 use crate::{Sampling, SubmitError, TokenLogprobs};
 
 /// Buffers that every request may use in turn.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    logits: Vec<f32>,
-    candidates: Vec<(u32, f32)>,
-    weights: Vec<f64>,
+    values: Vec<f32>,
+    weights: Vec<f32>,
+    kept: Vec<Kept>,
+    top: Vec<(u32, f32)>,
+}
+
+/// A candidate that the filters left: its place among the values, its logit, its weight.
+#[derive(Clone, Copy)]
+struct Kept {
+    idx: u32,
+    logit: f32,
+    weight: f32,
+}
+
+/// The logits that a choice is made from.
+#[derive(Clone, Copy)]
+pub(crate) enum Row<'a> {
+    /// Of the whole vocabulary.
+    Full(&'a [f32]),
+    /// Of the ids of a narrow [`Mask`] alone, in their order.
+    Narrow(&'a [f32]),
+}
+
+/// What came of a choice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pick {
+    /// This token.
+    Token(u32),
+    /// The mask allows none that has any probability.
+    DeadEnd,
+    /// The logits are no numbers.
+    NotFinite,
 }
 
 /// The choices of one request.
@@ -107,47 +139,73 @@ impl Sampler {
         }
     }
 
-    /// Chooses among the first `n_tokens` logits of `row`; `None` if the mask leaves none.
+    /// Chooses among the first `n_tokens` tokens, or those of them that the mask allows.
+    ///
+    /// Whether a mask is narrow decides which way the choice is computed, not which kind of
+    /// row is at hand: the choice is the same from a whole row and from a narrow one.
     pub(crate) fn choose(
         &mut self,
-        row: &[f32],
+        row: Row<'_>,
         n_tokens: usize,
-        mask: Option<&[u32]>,
+        mask: Option<&Mask>,
         scratch: &mut Scratch,
-    ) -> Option<u32> {
+    ) -> Pick {
         let Scratch {
-            logits,
-            candidates,
+            values,
             weights,
+            kept,
+            top,
         } = scratch;
-        let row = &row[..n_tokens];
-        let row: &[f32] = if self.sampling.changes_logits() {
-            logits.clear();
-            logits.extend_from_slice(row);
-            self.adjust(logits);
-            logits
-        } else {
-            row
+        let ids = mask.and_then(Mask::ids);
+        // As they are, or a copy in `values`.
+        let given: Option<&[f32]> = match (row, mask, ids) {
+            (Row::Narrow(logits), ..) => Some(logits),
+            (Row::Full(row), None, _) => Some(&row[..n_tokens]),
+            (Row::Full(row), Some(_), Some(ids)) => {
+                values.clear();
+                values.extend(ids.iter().map(|&id| row[id as usize]));
+                None
+            }
+            (Row::Full(row), Some(mask), None) => {
+                masked(values, &row[..n_tokens], mask.words());
+                None
+            }
         };
-        if self.sampling.temperature == 0.0 {
-            return argmax(row, mask);
+        let changes = self.sampling.changes_logits();
+        if let Some(given) = given.filter(|_| changes) {
+            values.clear();
+            values.extend_from_slice(given);
         }
-        candidates.clear();
-        match mask {
-            None => candidates.extend(row.iter().enumerate().map(|(id, &l)| (id as u32, l))),
-            Some(mask) => each_allowed(mask, row.len(), |id| {
-                candidates.push((id, row[id as usize]))
-            }),
+        if changes {
+            self.adjust(values, ids);
         }
-        candidates.retain(|&(_, logit)| logit > f32::NEG_INFINITY);
-        self.draw(candidates, weights)
+        let values: &[f32] = match given {
+            Some(given) if !changes => given,
+            _ => values,
+        };
+        let (best, max) = match scan(values) {
+            Scan::Best(idx, max) => (idx, max),
+            Scan::Nothing if mask.is_some() => return Pick::DeadEnd,
+            Scan::Nothing | Scan::Bad => return Pick::NotFinite,
+        };
+        // A lone candidate is no choice, so nothing is drawn: as if it had been forced.
+        let idx = if self.sampling.temperature == 0.0 || mask.is_some_and(|m| m.n_allowed() == 1) {
+            best
+        } else {
+            self.draw(values, max, weights, kept, top)
+        };
+        Pick::Token(ids.map_or(idx as u32, |ids| ids[idx]))
     }
 
-    /// Penalties and bias, in place.
-    fn adjust(&self, logits: &mut [f32]) {
+    /// Penalties and bias, in place; the values are those of `ids`, or of all tokens.
+    fn adjust(&self, values: &mut [f32], ids: Option<&[u32]>) {
         let s = &self.sampling;
+        let place = |token: u32| match ids {
+            None => Some(token as usize),
+            Some(ids) => ids.binary_search(&token).ok(),
+        };
         for &token in &self.seen {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = place(token).and_then(|idx| values.get_mut(idx)) {
                 *logit = if *logit > 0.0 {
                     *logit / s.repetition_penalty
                 } else {
@@ -156,70 +214,80 @@ impl Sampler {
             }
         }
         for (&token, &count) in &self.counts {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = place(token).and_then(|idx| values.get_mut(idx)) {
                 *logit -= s.frequency_penalty * count as f32 + s.presence_penalty;
             }
         }
         for &(token, bias) in &s.logit_bias {
-            if let Some(logit) = logits.get_mut(token as usize) {
+            if let Some(logit) = place(token).and_then(|idx| values.get_mut(idx)) {
                 *logit += bias;
             }
         }
     }
 
-    /// Temperature, `top_k`, `top_p`, `min_p`, and one draw among what is left.
-    fn draw(&mut self, candidates: &mut Vec<(u32, f32)>, weights: &mut Vec<f64>) -> Option<u32> {
+    /// Temperature, `top_k`, `top_p`, `min_p`, and one draw among what is left; `max` is the
+    /// greatest of the values.
+    fn draw(
+        &mut self,
+        values: &[f32],
+        max: f32,
+        weights: &mut Vec<f32>,
+        kept: &mut Vec<Kept>,
+        top: &mut Vec<(u32, f32)>,
+    ) -> usize {
         let s = &self.sampling;
-        let n = candidates.len();
-        if s.top_k > 0 && s.top_k < n {
-            candidates.select_nth_unstable_by(s.top_k - 1, likelier);
-            candidates.truncate(s.top_k);
-        }
-        let &(_, best) = candidates.iter().min_by(|a, b| likelier(a, b))?;
-        let weight = |logit: f32| (f64::from(logit - best) / f64::from(s.temperature)).exp();
-        if s.top_p < 1.0 {
-            let top_p = f64::from(s.top_p);
-            let total: f64 = {
-                // In the order of ids: the sum must not depend on how the selection moved things.
-                candidates.sort_unstable_by_key(|c| c.0);
-                candidates.iter().map(|c| weight(c.1)).sum()
-            };
+        let scale = 1.0 / s.temperature.max(f32::MIN_POSITIVE);
+        kept.clear();
+        let total = if s.top_k > 0 && s.top_k < values.len() {
+            likeliest(values, s.top_k, top);
+            // In the order of ids: the sum must not depend on how the selection moved things.
+            top.sort_unstable_by_key(|t| t.0);
+            kept.extend(top.iter().map(|&(idx, logit)| Kept {
+                idx,
+                logit,
+                weight: exp((logit - max) * scale),
+            }));
+            kept.iter().map(|k| f64::from(k.weight)).sum()
+        } else {
+            weights.resize(values.len(), 0.0);
+            let total = weigh(weights, values, max, scale);
+            if s.top_p == 1.0 && s.min_p == 0.0 {
+                return pick(weights, unit(&mut self.rng) * total);
+            }
             // Tokens below this cannot be in the nucleus: all of them together weigh less than
             // what the nucleus may leave out. Dropping them first spares sorting the vocabulary.
-            let floor = (1.0 - top_p) * total / candidates.len() as f64 * 0.999;
-            candidates.retain(|c| weight(c.1) >= floor);
-            candidates.sort_unstable_by(likelier);
+            let share = (1.0 - f64::from(s.top_p)) / values.len() as f64;
+            let floor = ((share * total * 0.999) as f32)
+                .max(s.min_p)
+                .max(f32::MIN_POSITIVE);
+            let heavy = weights.iter().enumerate().filter(|w| *w.1 >= floor);
+            kept.extend(heavy.map(|(idx, &weight)| Kept {
+                idx: idx as u32,
+                logit: values[idx],
+                weight,
+            }));
+            total
+        };
+        if s.top_p < 1.0 {
+            kept.sort_unstable_by(|a, b| likelier(&(a.idx, a.logit), &(b.idx, b.logit)));
             let mut sum = 0.0;
-            let kept = candidates.iter().position(|c| {
-                sum += weight(c.1);
-                sum >= top_p * total
+            let last = kept.iter().position(|k| {
+                sum += f64::from(k.weight);
+                sum >= f64::from(s.top_p) * total
             });
-            candidates.truncate(kept.map_or(candidates.len(), |last| last + 1));
+            kept.truncate(last.map_or(kept.len(), |last| last + 1));
         }
         if s.min_p > 0.0 {
-            candidates.retain(|c| weight(c.1) >= f64::from(s.min_p));
+            kept.retain(|k| k.weight >= s.min_p);
         }
-        if let [(only, _)] = candidates[..] {
-            return Some(only);
+        if let [only] = kept[..] {
+            return only.idx as usize;
         }
-        candidates.sort_unstable_by_key(|c| c.0);
+        kept.sort_unstable_by_key(|k| k.idx);
         weights.clear();
-        weights.extend(candidates.iter().map(|c| weight(c.1)));
-        let total: f64 = weights.iter().sum();
-        let mut left = unit(&mut self.rng) * total;
-        for (candidate, weight) in candidates.iter().zip(weights.iter()) {
-            left -= weight;
-            if left < 0.0 {
-                return Some(candidate.0);
-            }
-        }
-        // Rounding may leave a crumb at the end: it belongs to the last that can be drawn.
-        candidates
-            .iter()
-            .zip(weights.iter())
-            .rev()
-            .find(|(_, w)| **w > 0.0)
-            .map(|(c, _)| c.0)
+        weights.extend(kept.iter().map(|k| k.weight));
+        let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+        kept[pick(weights, unit(&mut self.rng) * total)].idx as usize
     }
 }
 
@@ -233,52 +301,24 @@ fn unit(rng: &mut ChaCha8Rng) -> f64 {
     (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// The likeliest token that the mask allows, the lowest id among equals.
-fn argmax(row: &[f32], mask: Option<&[u32]>) -> Option<u32> {
-    let mut best: Option<(u32, f32)> = None;
-    let mut look = |id: u32, logit: f32| {
-        if logit > best.map_or(f32::NEG_INFINITY, |b| b.1) {
-            best = Some((id, logit));
-        }
-    };
-    match mask {
-        None => row
-            .iter()
-            .enumerate()
-            .for_each(|(id, &logit)| look(id as u32, logit)),
-        Some(mask) => each_allowed(mask, row.len(), |id| look(id, row[id as usize])),
-    }
-    best.map(|b| b.0)
-}
-
-/// Calls `f` with every token that `mask` allows, in order.
-fn each_allowed(mask: &[u32], n_tokens: usize, mut f: impl FnMut(u32)) {
-    for (word_idx, &word) in mask.iter().enumerate() {
-        let mut bits = word;
-        while bits != 0 {
-            let id = word_idx * 32 + bits.trailing_zeros() as usize;
-            if id >= n_tokens {
-                return;
+/// `out` becomes `row`, with minus infinity where the mask has no bit.
+fn masked(out: &mut Vec<f32>, row: &[f32], mask: &[u32]) {
+    out.resize(row.len(), 0.0);
+    for (word_idx, (out, row)) in out.chunks_mut(32).zip(row.chunks(32)).enumerate() {
+        match mask.get(word_idx).copied().unwrap_or(0) {
+            0 => out.fill(f32::NEG_INFINITY),
+            u32::MAX => out.copy_from_slice(row),
+            word => {
+                for (bit, (out, &logit)) in out.iter_mut().zip(row).enumerate() {
+                    *out = if word >> bit & 1 == 1 {
+                        logit
+                    } else {
+                        f32::NEG_INFINITY
+                    };
+                }
             }
-            f(id as u32);
-            bits &= bits - 1;
         }
     }
-}
-
-/// The token that `mask` allows, if it allows exactly one.
-pub(crate) fn only_allowed(mask: &[u32], n_tokens: usize) -> Option<u32> {
-    let mut found = None;
-    for (word_idx, &word) in mask.iter().enumerate() {
-        if word == 0 {
-            continue;
-        }
-        if found.is_some() || word & (word - 1) != 0 {
-            return None;
-        }
-        found = Some((word_idx * 32) as u32 + word.trailing_zeros());
-    }
-    found.filter(|&id| (id as usize) < n_tokens)
 }
 
 /// The log-probability of `token`, and the `n_top` likeliest of the first `n_tokens`.
@@ -289,37 +329,50 @@ pub(crate) fn logprobs(
     n_top: usize,
     scratch: &mut Scratch,
 ) -> TokenLogprobs {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = row.iter().map(|&l| f64::from(l - max).exp()).sum();
-    let norm = f64::from(max) + sum.ln();
+    let norm = log_sum(row, scratch);
     let of = |logit: f32| (f64::from(logit) - norm) as f32;
-    let candidates = &mut scratch.candidates;
-    candidates.clear();
-    if n_top > 0 {
-        candidates.extend(
-            row[..n_tokens]
-                .iter()
-                .enumerate()
-                .map(|(id, &l)| (id as u32, l)),
-        );
-        if n_top < candidates.len() {
-            candidates.select_nth_unstable_by(n_top - 1, likelier);
-            candidates.truncate(n_top);
-        }
-        candidates.sort_unstable_by(likelier);
-    }
+    let top = &mut scratch.top;
+    likeliest(&row[..n_tokens], n_top, top);
+    top.sort_unstable_by(likelier);
     TokenLogprobs {
         logprob: of(row[token as usize]),
-        top: candidates.iter().map(|&(id, l)| (id, of(l))).collect(),
+        top: top.iter().map(|&(id, l)| (id, of(l))).collect(),
     }
+}
+
+/// `ln(sum(exp(row)))`
+pub(crate) fn log_sum(row: &[f32], scratch: &mut Scratch) -> f64 {
+    let Scan::Best(_, max) = scan(row) else {
+        return f64::NAN;
+    };
+    scratch.weights.resize(row.len(), 0.0);
+    f64::from(max) + weigh(&mut scratch.weights, row, max, 1.0).ln()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Through the mask's own way and through a whole row: both must agree.
     fn choose(sampling: Sampling, row: &[f32], mask: Option<&[u32]>) -> Option<u32> {
-        Sampler::new(sampling, &[]).choose(row, row.len(), mask, &mut Scratch::default())
+        let mask = mask.map(|words| Mask::new(words, row.len()));
+        let choose = |row| {
+            Sampler::new(sampling.clone(), &[]).choose(
+                row,
+                4,
+                mask.as_ref(),
+                &mut Scratch::default(),
+            )
+        };
+        let pick = choose(Row::Full(row));
+        if let Some(ids) = mask.as_ref().and_then(Mask::ids) {
+            let narrow: Vec<f32> = ids.iter().map(|&id| row[id as usize]).collect();
+            assert_eq!(choose(Row::Narrow(&narrow)), pick);
+        }
+        match pick {
+            Pick::Token(token) => Some(token),
+            Pick::DeadEnd | Pick::NotFinite => None,
+        }
     }
 
     fn histogram(sampling: &Sampling, row: &[f32]) -> Vec<u32> {
@@ -327,7 +380,10 @@ mod tests {
         let mut sampler = Sampler::new(sampling.clone(), &[]);
         let mut scratch = Scratch::default();
         for _ in 0..4000 {
-            counts[sampler.choose(row, row.len(), None, &mut scratch).unwrap() as usize] += 1;
+            match sampler.choose(Row::Full(row), row.len(), None, &mut scratch) {
+                Pick::Token(token) => counts[token as usize] += 1,
+                other => panic!("{other:?}"),
+            }
         }
         counts
     }
@@ -472,13 +528,10 @@ mod tests {
                 }
             }
             nucleus.sort_unstable();
-            let mut candidates: Vec<(u32, f32)> = row
-                .iter()
-                .enumerate()
-                .map(|(i, &l)| (i as u32, l))
-                .collect();
-            Sampler::new(warm, &[]).draw(&mut candidates, &mut Vec::new());
-            let kept: Vec<u32> = candidates.iter().map(|c| c.0).collect();
+            let mut kept = Vec::new();
+            let (max, mut weights, mut top) = (sorted[0].1, Vec::new(), Vec::new());
+            Sampler::new(warm, &[]).draw(&row, max, &mut weights, &mut kept, &mut top);
+            let kept: Vec<u32> = kept.iter().map(|k| k.idx).collect();
             assert_eq!(kept, nucleus, "top_p {top_p}");
         }
     }
@@ -489,7 +542,10 @@ mod tests {
         let run = |sampling: Sampling, prompt: &[u32], answer: &[u32]| {
             let mut sampler = Sampler::new(sampling, prompt);
             answer.iter().for_each(|&t| sampler.took(t));
-            sampler.choose(&row, 4, None, &mut Scratch::default())
+            match sampler.choose(Row::Full(&row), 4, None, &mut Scratch::default()) {
+                Pick::Token(token) => Some(token),
+                Pick::DeadEnd | Pick::NotFinite => None,
+            }
         };
         let plain = Sampling::default();
         assert_eq!(
@@ -571,12 +627,44 @@ mod tests {
     }
 
     #[test]
-    fn a_mask_of_one_bit_is_seen() {
-        assert_eq!(only_allowed(&[0, 0b100], 64), Some(34));
-        assert_eq!(only_allowed(&[1, 1], 64), None);
-        assert_eq!(only_allowed(&[3], 64), None);
-        assert_eq!(only_allowed(&[0], 64), None);
-        assert_eq!(only_allowed(&[0, 0b100], 34), None);
+    fn a_narrow_row_gives_the_choice_of_a_whole_one() {
+        let row: Vec<f32> = (0..300u32)
+            .map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32 / 600.0)
+            .collect();
+        let mut words = [0u32; 10];
+        (0..30).for_each(|i| words[i * 7 % 10] |= 1 << (i * 11 % 32));
+        let mask = Mask::new(&words, 300);
+        let ids = mask.ids().unwrap();
+        let narrow: Vec<f32> = ids.iter().map(|&id| row[id as usize]).collect();
+        for seed in 0..50 {
+            let sampling = Sampling {
+                temperature: 0.4 * (seed % 4) as f32,
+                top_p: [1.0, 0.7][seed % 2],
+                top_k: [0, 5, 9][seed % 3],
+                repetition_penalty: [1.0, 1.3][seed / 2 % 2],
+                logit_bias: vec![(ids[2], 0.5), (ids[2], 0.25), (1, 9.0)],
+                seed: seed as u64,
+                ..Sampling::default()
+            };
+            let choose = |row| {
+                let mut sampler = Sampler::new(sampling.clone(), &[ids[0], ids[5]]);
+                sampler.took(ids[1]);
+                sampler.choose(row, 300, Some(&mask), &mut Scratch::default())
+            };
+            assert_eq!(choose(Row::Narrow(&narrow)), choose(Row::Full(&row)));
+        }
+    }
+
+    #[test]
+    fn logits_that_are_no_numbers_are_refused() {
+        let pick = |row: &[f32]| {
+            let mut sampler = Sampler::new(Sampling::default(), &[]);
+            sampler.choose(Row::Full(row), row.len(), None, &mut Scratch::default())
+        };
+        assert_eq!(pick(&[0.0, f32::NAN]), Pick::NotFinite);
+        assert_eq!(pick(&[f32::INFINITY, 0.0]), Pick::NotFinite);
+        assert_eq!(pick(&[f32::NEG_INFINITY; 3]), Pick::NotFinite);
+        assert_eq!(pick(&[f32::NEG_INFINITY, -3.0]), Pick::Token(1));
     }
 
     #[test]

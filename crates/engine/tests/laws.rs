@@ -15,7 +15,7 @@ fn run(config: EngineConfig, requests: &[Request]) -> Vec<Completion> {
 /// One engine for each request: no neighbours, no prefixes, prompts in one piece.
 fn alone(requests: &[Request]) -> Vec<Completion> {
     let config = EngineConfig {
-        prefix_entries: 0,
+        prefix_bytes: 0,
         step_tokens: 1000,
         ..EngineConfig::default()
     };
@@ -83,7 +83,7 @@ fn a_batch_is_its_singles() {
     for slots in [1, 2, 5, 24] {
         let off = EngineConfig {
             slots,
-            prefix_entries: 0,
+            prefix_bytes: 0,
             ..EngineConfig::default()
         };
         assert_same(&run(off, &requests), &want);
@@ -97,7 +97,7 @@ fn chunked_prompts_are_whole_prompts() {
     for step_tokens in [1, 2, 17, 64] {
         let config = EngineConfig {
             step_tokens,
-            prefix_entries: 0,
+            prefix_bytes: 0,
             ..EngineConfig::default()
         };
         assert_same(&run(config, &requests), &want);
@@ -108,10 +108,15 @@ fn chunked_prompts_are_whole_prompts() {
 fn prefix_reuse_changes_nothing_but_the_work() {
     let requests = mixed(24);
     let want = alone(&requests);
-    for (slots, prefix_entries, saved) in [(1, 1, 100), (1, 8, 700), (3, 2, 500), (8, 8, 700)] {
+    for (slots, prefix_bytes, saved) in [
+        (1, 4 * 100, 100),
+        (1, 4 * 2000, 700),
+        (3, 4 * 300, 500),
+        (8, 4 * 2000, 700),
+    ] {
         let config = EngineConfig {
             slots,
-            prefix_entries,
+            prefix_bytes,
             ..EngineConfig::default()
         };
         let got = run(config, &requests);
@@ -212,7 +217,9 @@ proptest! {
         shape in prop::collection::vec((0u64..4, 0usize..80, 1usize..30, 0u64..5), 1..12),
         slots in 1usize..6,
         step_tokens in 1usize..80,
-        prefix_entries in 0usize..4,
+        prefix_tokens in 0usize..300,
+        draft_tokens in 0usize..9,
+        kv_tokens in 100usize..2000,
         prefix_min in 1usize..30,
     ) {
         let requests: Vec<Request> = shape
@@ -224,7 +231,16 @@ proptest! {
                 Request { sampling, max_tokens, ..greedy(tokens) }
             })
             .collect();
-        let config = EngineConfig { slots, step_tokens, prefix_entries, prefix_min, queue: 3, ..EngineConfig::default() };
+        let config = EngineConfig {
+            slots,
+            step_tokens,
+            prefix_bytes: 4 * prefix_tokens,
+            prefix_min,
+            draft_tokens,
+            kv_bytes: 4 * kv_tokens,
+            queue: 3,
+            ..EngineConfig::default()
+        };
         assert_same(&run(config, &requests), &alone(&requests));
     }
 }

@@ -52,7 +52,7 @@ fn answers_do_not_depend_on_batch_chunks_threads_or_prefixes() {
     let model = load();
     let plain = EngineConfig {
         slots: 1,
-        prefix_entries: 0,
+        prefix_bytes: 0,
         step_tokens: 1000,
         ..EngineConfig::default()
     };

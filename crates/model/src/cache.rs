@@ -40,7 +40,12 @@ impl KvCache {
 
     /// Bytes held, shared blocks counted in full.
     pub fn bytes(&self) -> usize {
-        self.blocks.len() * self.heads.block_len() * self.n_layers * size_of::<f32>()
+        self.blocks.len() * self.block_bytes()
+    }
+
+    /// Bytes of one block of positions.
+    pub fn block_bytes(&self) -> usize {
+        self.heads.block_len() * self.n_layers * size_of::<f32>()
     }
 
     /// Forgets the positions from `len` on. Does nothing if there are fewer.

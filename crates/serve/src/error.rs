@@ -267,6 +267,8 @@ impl From<SubmitError> for ApiError {
             SubmitError::NoTokensWanted => Self::invalid("max_tokens", message),
             SubmitError::UnknownToken { .. } => Self::invalid("logit_bias", message),
             SubmitError::BadSampling { name, .. } => Self::invalid(name, message),
+            // The door names adapters, so one that is gone was unloaded a moment ago.
+            SubmitError::UnknownAdapter { .. } => Self::invalid("model", message),
             SubmitError::QueueFull { .. } => Self::busy(),
         }
     }

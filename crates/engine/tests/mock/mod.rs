@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use bantam_engine::{LanguageModel, ModelError, Request, Sampling, Span, Wants};
+use bantam_engine::{CacheBlock, LanguageModel, ModelError, Request, Sampling, Span, Wants};
 use bantam_text::{Specials, Tokenizer};
 
 pub const MAX_CONTEXT: usize = 400;
@@ -46,15 +46,30 @@ impl Mock {
         }
     }
 
-    /// A row of logits: the history decides all of it.
-    fn row(&self, history: &[u32], logits: &mut Vec<f32>) {
+    /// The log-probability of tokens after others.
+    pub fn logprob(&self, adapter: Option<&u64>, prompt: &[u32], tokens: &[u32]) -> f64 {
+        let mut history = prompt.to_vec();
+        let mut sum = 0.0;
+        for &token in tokens {
+            let mut row = Vec::new();
+            self.row(adapter, &history, &mut row);
+            let norm: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
+            sum += f64::from(row[token as usize]) - norm.ln();
+            history.push(token);
+        }
+        sum
+    }
+
+    /// A row of logits: the adapter and the history decide all of it.
+    fn row(&self, adapter: Option<&u64>, history: &[u32], logits: &mut Vec<f32>) {
         if history.contains(&NAN) {
             logits.extend(std::iter::repeat_n(f32::NAN, self.vocab));
             return;
         }
-        let seed = history
-            .iter()
-            .fold(0xcbf2_9ce4_8422_2325u64, |h, &t| mix(h ^ u64::from(t)));
+        let seed = history.iter().fold(
+            adapter.map_or(0xcbf2_9ce4_8422_2325u64, |a| mix(*a)),
+            |h, &t| mix(h ^ u64::from(t)),
+        );
         for id in 0..self.vocab as u64 {
             let unit = (mix(seed ^ id) >> 40) as f32 / (1u64 << 24) as f32;
             let boost = match id as u32 {
@@ -75,6 +90,7 @@ fn mix(x: u64) -> u64 {
 
 impl LanguageModel for Mock {
     type Cache = Vec<u32>;
+    type Adapter = u64;
 
     fn vocab(&self) -> usize {
         self.vocab
@@ -92,8 +108,11 @@ impl LanguageModel for Mock {
         cache.len()
     }
 
-    fn cache_bytes(&self, cache: &Vec<u32>) -> usize {
-        4 * cache.len()
+    fn cache_block(&self) -> CacheBlock {
+        CacheBlock {
+            tokens: 1,
+            bytes: 4,
+        }
     }
 
     fn fork(&self, cache: &Vec<u32>, len: usize) -> Vec<u32> {
@@ -107,7 +126,7 @@ impl LanguageModel for Mock {
 
     fn forward(
         &mut self,
-        spans: &mut [Span<'_, Vec<u32>>],
+        spans: &mut [Span<'_, Self>],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
         std::thread::sleep(self.delay);
@@ -131,8 +150,20 @@ impl LanguageModel for Mock {
             if span.tokens.contains(&FAIL) {
                 return Err(ModelError("planned failure".to_string()));
             }
-            if span.wants == Wants::Last {
-                self.row(span.cache, logits);
+            let (cache, adapter) = (&*span.cache, span.adapter);
+            match span.wants {
+                Wants::None => {}
+                Wants::Last => self.row(adapter, cache, logits),
+                Wants::LastOf(ids) => {
+                    let mut row = Vec::new();
+                    self.row(adapter, cache, &mut row);
+                    logits.extend(ids.iter().map(|&id| row[id as usize]));
+                }
+                Wants::Tail(n) => {
+                    for back in (0..n).rev() {
+                        self.row(adapter, &cache[..cache.len() - back], logits);
+                    }
+                }
             }
         }
         Ok(())

@@ -152,6 +152,7 @@ fn prepare(model: &Model, request: ChatRequest) -> Result<Vec<Request>, ApiError
         end_tokens: model.chat.end_tokens().to_vec(),
         constraint,
         logprobs: request.logprobs,
+        ..Request::default()
     };
     Ok((0..request.n as u64)
         .map(|choice| {

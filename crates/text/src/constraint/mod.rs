@@ -283,6 +283,17 @@ impl Constraint {
         self.matcher.compute_ff_tokens()
     }
 
+    /// How many of these tokens, one after the other, the grammar could take from here. It does not look at how
+    /// forced text is cut into tokens, so [`Self::commit`] may take fewer.
+    pub fn n_possible(&mut self, tokens: &[u32]) -> usize {
+        if self.is_done() || tokens.is_empty() {
+            return 0;
+        }
+        let known = tokens.iter().take_while(|&&t| (t as usize) < self.mask.len);
+        let known = known.count();
+        self.matcher.validate_tokens(&tokens[..known]).unwrap_or(0)
+    }
+
     /// Is the answer complete, with nothing but an end token to follow (or one already given)?
     pub fn is_done(&self) -> bool {
         self.ended || (self.matcher.is_stopped() && self.matcher.stop_reason().is_ok())
