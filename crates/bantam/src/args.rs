@@ -51,6 +51,8 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Merge a trained run into its base, as one model for other programs
     Export(ExportArgs),
+    /// Measure how fast a model answers on this machine, beside what the machine could do
+    Bench(BenchArgs),
     /// Show what a model file or folder holds
     Inspect(InspectArgs),
     /// Check this machine: instruction set, cores, memory, Python, cache
@@ -299,6 +301,44 @@ pub(crate) struct ExportArgs {
     /// Type of the matrices
     #[arg(long, value_enum, default_value = "f16")]
     pub(crate) r#type: ExportType,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// A part of `bantam bench`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchPart {
+    /// Reading prompts of 128, 512 and 2048 tokens
+    Prefill,
+    /// One answer of 128 tokens
+    Decode,
+    /// 4, 16 and 64 answers at once
+    Streams,
+    /// Short chats with one system prompt, from 16 clients
+    Chat,
+    /// From the start of the process to the first token, loading, memory
+    Start,
+    /// The matrix products alone, beside this machine's peaks
+    Kernels,
+}
+
+/// `bantam bench`
+#[derive(Debug, Args)]
+pub(crate) struct BenchArgs {
+    /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
+    #[arg(long, value_name = "NAME|PATH|RUN")]
+    pub(crate) model: String,
+    /// Measure these parts only [default: all]
+    #[arg(long, value_enum, value_name = "PART", value_delimiter = ',')]
+    pub(crate) only: Vec<BenchPart>,
+    /// Three rounds instead of five, without the longest measurements
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// Give one answer and say when: what `start` runs, each time in a process of its own
+    #[arg(long, hide = true)]
+    pub(crate) one_answer: bool,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
 }

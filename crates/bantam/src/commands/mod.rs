@@ -1,5 +1,6 @@
 //! One file a command; each takes its settings and a [`Context`].
 
+mod bench;
 mod chat;
 mod doctor;
 mod eval;
@@ -68,6 +69,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Chat(settings) => chat::run(context, &settings),
         Action::Serve(settings) => serve::run(context, &settings),
         Action::Export(settings) => export::run(context, &settings),
+        Action::Bench(settings) => bench::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),
         Action::Doctor(settings) => doctor::run(context, &settings),
     }

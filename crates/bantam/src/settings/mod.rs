@@ -16,8 +16,10 @@ use crate::args::{
 };
 use crate::error::advise;
 
+mod bench;
 mod work;
 
+pub(crate) use self::bench::BenchSettings;
 pub(crate) use self::work::{
     ChatSettings, ConstraintChoice, EvalSettings, MetricChoice, ServeSettings, TrainMode,
     TrainSettings,
@@ -180,6 +182,8 @@ pub(crate) enum Action {
     Serve(ServeSettings),
     /// `bantam export`
     Export(ExportSettings),
+    /// `bantam bench`
+    Bench(BenchSettings),
     /// `bantam inspect`
     Inspect(InspectSettings),
     /// `bantam doctor`
@@ -317,6 +321,7 @@ impl Action {
                 json: args.json.json,
             }),
             Command::Export(args) => Self::Export(ExportSettings::resolve(args)),
+            Command::Bench(args) => Self::Bench(BenchSettings::resolve(args)),
             Command::Train(args) => Self::Train(Box::new(TrainSettings::resolve(*args)?)),
             Command::Eval(args) => Self::Eval(EvalSettings::resolve(args)),
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),

@@ -1,0 +1,44 @@
+//! The settings of `bantam bench`.
+
+use super::threads;
+use crate::args::{BenchArgs, BenchPart};
+
+/// `bantam bench`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BenchSettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// What to measure; empty for everything.
+    parts: Vec<BenchPart>,
+    /// Fewer rounds, and not the longest measurements.
+    pub(crate) quick: bool,
+    /// Give one answer and say when, for the process that measures.
+    pub(crate) one_answer: bool,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+impl BenchSettings {
+    pub(super) fn resolve(args: BenchArgs) -> Self {
+        Self {
+            model: args.model,
+            parts: args.only,
+            quick: args.quick,
+            one_answer: args.one_answer,
+            threads: threads(args.threads),
+            json: args.json.json,
+        }
+    }
+
+    /// Whether a part is to be measured.
+    pub(crate) fn wants(&self, part: BenchPart) -> bool {
+        self.parts.is_empty() || self.parts.contains(&part)
+    }
+
+    /// How often everything is measured.
+    pub(crate) fn rounds(&self) -> usize {
+        if self.quick { 3 } else { 5 }
+    }
+}
