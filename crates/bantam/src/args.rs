@@ -75,6 +75,42 @@ pub(crate) struct ThreadsArg {
     pub(crate) threads: Option<u16>,
 }
 
+/// `--weights`
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct WeightsArg {
+    /// How the weights are held while the model runs
+    #[arg(long, value_name = "KIND", value_enum, default_value = "auto")]
+    pub(crate) weights: WeightsKind,
+}
+
+/// How weights are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WeightsKind {
+    /// What suits the file: block-quantised ones as they are, all others in bf16
+    #[default]
+    Auto,
+    /// Block-quantised tensors as they are in the file, plain ones in bf16
+    Keep,
+    /// Eight bits and a share of a scale
+    Q8,
+    /// What training computes with
+    Bf16,
+    /// Full precision
+    F32,
+}
+
+impl From<WeightsKind> for bantam_model::Weights {
+    fn from(kind: WeightsKind) -> Self {
+        match kind {
+            WeightsKind::Auto => Self::Auto,
+            WeightsKind::Keep => Self::Keep,
+            WeightsKind::Q8 => Self::Q8,
+            WeightsKind::Bf16 => Self::Bf16,
+            WeightsKind::F32 => Self::F32,
+        }
+    }
+}
+
 /// `bantam demo`
 #[derive(Debug, Args)]
 pub(crate) struct DemoArgs {
@@ -217,6 +253,9 @@ pub(crate) struct EvalArgs {
     /// Write each row's answer, reference and score here, as JSON lines
     #[arg(long, value_name = "FILE")]
     pub(crate) rows_out: Option<PathBuf>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
     #[command(flatten)]
@@ -244,6 +283,9 @@ pub(crate) struct ChatArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) seed: u64,
+    /// How weights are held.
+    #[command(flatten)]
+    pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
 }
@@ -271,6 +313,9 @@ pub(crate) struct ServeArgs {
         hide_env_values = true
     )]
     pub(crate) api_key: Vec<String>,
+    /// How weights are held.
+    #[command(flatten)]
+    pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
 }

@@ -12,7 +12,7 @@ use bantam_engine::{
 };
 use bantam_formats::{ModelFiles, open_model};
 use bantam_kernels::Compute;
-use bantam_model::{Model, Precision};
+use bantam_model::{Model, Weights};
 use bantam_text::{ConstraintEngine, ConstraintSpec, GgufVocab, Tokenizer};
 use serde_json::json;
 
@@ -93,7 +93,7 @@ fn main() {
     let threads = args.next().map_or(2, |n| n.parse().unwrap());
     let files = open_model(Path::new(&path)).unwrap();
     let tokenizer = tokenizer(&files);
-    let model = Arc::new(Model::load(&files, Precision::Bf16, false).unwrap());
+    let model = Arc::new(Model::load(&files, Weights::Auto, false).unwrap());
     let new = || Llama::new(Arc::clone(&model), None, Compute::new(threads));
     let end_tokens = vec![tokenizer.eos().unwrap()];
     let constraints = ConstraintEngine::new(&tokenizer, &end_tokens).unwrap();

@@ -71,8 +71,6 @@ impl LanguageModel for Llama {
         spans: &mut [Span<'_, Self>],
         logits: &mut Vec<f32>,
     ) -> Result<(), ModelError> {
-        let wants: Vec<(Wants<'_>, usize)> =
-            spans.iter().map(|s| (s.wants, s.tokens.len())).collect();
         let mut spans: Vec<bantam_model::Span<'_>> = spans
             .iter_mut()
             .map(|span| bantam_model::Span {
@@ -80,48 +78,19 @@ impl LanguageModel for Llama {
                 tokens: span.tokens,
                 logits: match span.wants {
                     Wants::None => bantam_model::Wants::None,
-                    Wants::Last | Wants::LastOf(_) => bantam_model::Wants::Last,
-                    Wants::Tail(1) => bantam_model::Wants::Last,
-                    Wants::Tail(_) => bantam_model::Wants::All,
+                    Wants::Last => bantam_model::Wants::Last,
+                    Wants::LastOf(ids) => bantam_model::Wants::LastOf(ids),
+                    Wants::Tail(n) => bantam_model::Wants::Tail(n),
                 },
                 lora: span.adapter.or(self.lora.as_deref()),
             })
             .collect();
         self.model
             .forward(&mut spans, logits, &mut self.work, &self.compute);
-        compact(logits, &wants, self.model.config().vocab);
         Ok(())
     }
 
     fn run(&self, n_tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         self.compute.pool().run(n_tasks, task);
     }
-}
-
-/// Leaves of the rows that the model gave what was wanted of them.
-fn compact(logits: &mut Vec<f32>, wants: &[(Wants<'_>, usize)], vocab: usize) {
-    let (mut from, mut to) = (0, 0);
-    for &(wants, n_tokens) in wants {
-        match wants {
-            Wants::None => {}
-            Wants::LastOf(ids) => {
-                for (i, &id) in ids.iter().enumerate() {
-                    // Ids ascend, so a row shrinks towards its own beginning or an earlier place.
-                    logits[to + i] = logits[from + id as usize];
-                }
-                from += vocab;
-            }
-            Wants::Last | Wants::Tail(1) => {
-                logits.copy_within(from..from + vocab, to);
-                from += vocab;
-            }
-            Wants::Tail(n) => {
-                let all = n_tokens * vocab;
-                logits.copy_within(from + all - n * vocab..from + all, to);
-                from += all;
-            }
-        }
-        to += wants.n_logits(vocab);
-    }
-    logits.truncate(to);
 }

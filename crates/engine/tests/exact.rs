@@ -10,14 +10,14 @@ use bantam_engine::exact::{Outcome, Variant, adapters, digest, requests};
 use bantam_engine::{AdapterId, Engine, LanguageModel, Llama, Request};
 use bantam_formats::open_model;
 use bantam_kernels::Compute;
-use bantam_model::{Model, Precision};
+use bantam_model::{Model, Weights};
 use mock::{END, Mock, tokenizer};
 
 fn load() -> Arc<Model<f32>> {
     let dir = tempfile::tempdir().unwrap();
     bantam_testkit::tiny::write_model(dir.path(), 1);
     let files = open_model(dir.path()).unwrap();
-    Arc::new(Model::load(&files, Precision::Bf16, false).unwrap())
+    Arc::new(Model::load(&files, Weights::Auto, false).unwrap())
 }
 
 fn all_requests<M: LanguageModel>(engine: &Engine<M>, adapters: &[AdapterId]) -> Vec<Request> {

@@ -10,14 +10,14 @@ use bantam_engine::{
 };
 use bantam_formats::open_model;
 use bantam_kernels::Compute;
-use bantam_model::{Model, Precision};
+use bantam_model::{Model, Weights};
 use mock::{prompt, tokenizer};
 
 fn load() -> Arc<Model<f32>> {
     let dir = tempfile::tempdir().unwrap();
     bantam_testkit::tiny::write_model(dir.path(), 1);
     let files = open_model(dir.path()).unwrap();
-    Arc::new(Model::load(&files, Precision::Full, false).unwrap())
+    Arc::new(Model::load(&files, Weights::F32, false).unwrap())
 }
 
 fn requests() -> Vec<Request> {

@@ -1,7 +1,7 @@
 //! The bytes of a file: mapped, or held in memory.
 
 use crate::FormatError;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 pub(crate) enum FileBytes {
@@ -32,6 +32,21 @@ impl FileBytes {
         let map = unsafe { memmap2::Mmap::map(&file) };
         map.map(FileBytes::Mapped)
             .map_err(|e| FormatError::io("map", path, e))
+    }
+
+    /// Lets go of the memory behind a part of a mapped file; it can still be read.
+    pub(crate) fn forget(&self, range: Range<usize>) {
+        match self {
+            #[cfg(unix)]
+            FileBytes::Mapped(map) => {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                // SAFETY: the map is read-only, so its pages are those of the file and come back when they are read.
+                // That the system declines is no error: the memory is only held longer.
+                #[allow(unsafe_code)]
+                let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
+            }
+            _ => drop(range),
+        }
     }
 }
 

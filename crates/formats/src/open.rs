@@ -40,6 +40,14 @@ impl ModelFiles {
         }
     }
 
+    /// Lets go of the memory that reading a tensor took (its mapped pages); it can still be read.
+    pub fn forget(&self, name: &str) {
+        match self {
+            ModelFiles::Gguf(gguf) => gguf.forget(name),
+            ModelFiles::Hf(folder) => folder.forget(name),
+        }
+    }
+
     /// What the files say of each tensor.
     pub fn tensors(&self) -> &[TensorInfo] {
         match self {

@@ -15,7 +15,7 @@ use std::path::Path;
 use bantam_formats::open_model;
 use bantam_kernels::Compute;
 use bantam_lab::export::read_adapter;
-use bantam_model::{InferWorkspace, KvCache, Lora, Model, Precision, Span, Wants};
+use bantam_model::{InferWorkspace, KvCache, Lora, Model, Weights, Span, Wants};
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -76,7 +76,7 @@ struct Probe {
 
 impl Probe {
     fn open(path: &Path, adapter: Option<&Path>, threads: usize) -> Result<Probe, Box<dyn Error>> {
-        let model = Model::load(&open_model(path)?, Precision::Full, false)?;
+        let model = Model::load(&open_model(path)?, Weights::F32, false)?;
         let lora = match adapter {
             None => None,
             Some(dir) => {

@@ -4,8 +4,8 @@
 
 use bantam_kernels::Compute;
 use bantam_model::{
-    LoadError, Lora, LoraConfig, Model, ModelConfig, PackedBatch, Precision, Proj, RopeScaling,
-    Segment, Target, TensorSource, TrainWorkspace,
+    LoadError, Lora, LoraConfig, Model, ModelConfig, PackedBatch, Proj, RopeScaling, Segment,
+    Target, TensorSource, TrainWorkspace, Weights,
 };
 use std::time::Instant;
 
@@ -19,7 +19,7 @@ impl Noise {
     }
 }
 
-impl TensorSource for Noise {
+impl TensorSource<'_> for Noise {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
         let n = shape.iter().product();
         Ok(match name {
@@ -52,7 +52,8 @@ fn main() {
         max_context: 8192,
     };
     let mut noise = Noise(1);
-    let model: Model<f32> = Model::from_source(config, &mut noise, Precision::Bf16, true).unwrap();
+    let model: Model<f32> =
+        Model::from_source(&Compute::detect(), config, &mut noise, Weights::Bf16, true).unwrap();
     let lora_config = LoraConfig {
         rank: 16,
         alpha: 32.0,

@@ -1,12 +1,23 @@
 //! New tokens of many sequences in one pass over the weights.
+//!
+//! Few rows (decoding) share each product between the threads by its columns. Many rows
+//! (prefill) are cut: a thread takes some rows from one attention to the next, so that what
+//! lies between stays in its cache. Either way a row has the same bits.
 
-use crate::block::{Saved, Scratch, size};
-use crate::cache::KvCache;
-use crate::lora::Lora;
+use crate::block::{add_rows, size};
+use crate::cache::{KvCache, Queries, attend, store};
+use crate::linear::{Input, Inputs};
+use crate::lora::{Fused, Lora};
+use crate::rope::RopeTable;
 use crate::weights::Model;
 use bantam_kernels::Compute;
-use bantam_kernels::attention::{self, CachedSpan};
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+/// Rows that a thread takes from one attention to the next: their gates and ups fit its cache.
+const TASK_ROWS: usize = 48;
+/// From this many rows on, threads take rows instead of columns.
+const MANY_ROWS: usize = 96;
 
 /// Some new tokens of one sequence.
 #[derive(Debug)]
@@ -16,36 +27,76 @@ pub struct Span<'a> {
     /// At least one new token.
     pub tokens: &'a [u32],
     /// Of which new tokens the logits are wanted.
-    pub logits: Wants,
+    pub logits: Wants<'a>,
     /// The adapter of this sequence.
     pub lora: Option<&'a Lora<f32>>,
 }
 
 /// For which of a span's tokens logits are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wants {
+pub enum Wants<'a> {
     /// None: a prefix that goes on.
     None,
     /// The last.
     Last,
+    /// The last, and of it only the logits of these vocabulary entries, in this order. Spans
+    /// that name the same slice share the work; ascending order costs least.
+    LastOf(&'a [u32]),
+    /// The last so many, or all if there are fewer.
+    Tail(usize),
     /// Every one.
     All,
 }
 
-/// Buffers of a pass, kept between passes.
-#[derive(Clone, Debug, Default)]
-pub struct InferWorkspace {
-    saved: Saved<f32>,
-    scratch: Scratch<f32>,
-    x: Vec<f32>,
-    wanted: Vec<f32>,
-    rstd: Vec<f32>,
+impl Wants<'_> {
+    /// How many of `n` tokens have logits.
+    fn n_rows(&self, n: usize) -> usize {
+        match *self {
+            Wants::None => 0,
+            Wants::Last | Wants::LastOf(_) => 1,
+            Wants::Tail(tail) => tail.min(n),
+            Wants::All => n,
+        }
+    }
 }
+
+/// Buffers of a pass, kept between passes.
+#[derive(Debug, Default)]
+pub struct InferWorkspace {
+    rope: RopeTable<f32>,
+    /// `[T, D]`
+    x: Vec<f32>,
+    /// `[T, W]`
+    qkv: Vec<f32>,
+    /// `[T, H Dh]`
+    attn: Vec<f32>,
+    /// Logits on their way to their place.
+    logits: Vec<f32>,
+    /// One of these for each thread that works on rows.
+    scratch: Mutex<Vec<Scratch>>,
+}
+
+/// Buffers of the rows that a thread takes.
+#[derive(Debug, Default)]
+struct Scratch {
+    inputs: Inputs,
+    /// What a product read, in f32: `[T, D]` or `[T, F]`.
+    plain: Vec<f32>,
+    /// `[T, D]`
+    delta: Vec<f32>,
+    /// `[T, 2F]`
+    gate_up: Vec<f32>,
+    /// `[T, P R]`
+    hidden: Vec<f32>,
+}
+
+/// Which rows pass which adapter. Ranges are in order and cover the rows that have one.
+type Adapters<'a> = Vec<(Range<usize>, &'a Lora<f32>)>;
 
 impl Model<f32> {
     /// Adds each span's tokens to its cache and writes the wanted rows of logits, in order.
     ///
-    /// Shapes: out [wanted rows, V]
+    /// Shapes: out [wanted rows, V], a row of [`Wants::LastOf`] as long as its list
     ///
     /// A row's bits depend on its own sequence and adapter only: not on the other spans, on
     /// how a prompt was cut into passes, or on the threads.
@@ -58,89 +109,358 @@ impl Model<f32> {
         work: &mut InferWorkspace,
         compute: &Compute,
     ) {
-        let (config, heads) = (&self.config, self.config.heads());
+        let (config, full) = (&self.config, self.embed.is_full());
         let tokens = spans.iter().flat_map(|span| span.tokens);
         assert!(
             tokens.clone().all(|&token| (token as usize) < config.vocab),
             "tokens are in the vocabulary"
         );
         self.embed_rows(compute, &mut work.x, tokens);
-        let (mut rows, mut positions) = (Vec::new(), Vec::new());
+        let (mut rows, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         for span in &mut *spans {
-            assert!(!span.tokens.is_empty(), "a span has at least one token");
+            let n = span.tokens.len();
+            assert!(n > 0, "a span has at least one token");
             let start = positions.len();
-            positions.extend(span.cache.len()..span.cache.len() + span.tokens.len());
-            rows.push(start..positions.len());
-            span.cache.reserve(span.tokens.len());
+            positions.extend(span.cache.len()..span.cache.len() + n);
+            rows.push(start..start + n);
+            wanted.push(start + n - span.logits.n_rows(n)..start + n);
+            span.cache.reserve(n, full);
         }
         let longest = positions.iter().max().map_or(0, |pos| pos + 1);
-        work.scratch.rope.grow(longest, config);
-        let adapters = adapters(spans, &rows);
+        work.rope.grow(longest, config);
+        let mut adapters = merge(spans.iter().zip(&rows).filter_map(with_lora));
+        let logits: Vec<Wants<'_>> = spans.iter().map(|span| span.logits).collect();
+        let kept = merge(spans.iter().zip(&wanted).filter_map(with_lora));
         let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
         for layer in 0..config.n_layers {
-            let attend = |attn: &mut [f32], qkv: &[f32]| {
-                let w = heads.qkv_width();
-                for (cache, rows) in caches.iter_mut().zip(&rows) {
-                    cache.store(layer, &qkv[rows.start * w..rows.end * w]);
+            self.between(compute, layer, &adapters, &positions, work);
+            store(compute, &mut caches, &rows, layer, &work.qkv);
+            if layer + 1 == config.n_layers {
+                // Above the last keys and values only the wanted rows matter.
+                adapters = keep(&wanted, kept.clone(), &mut positions, work, self);
+            }
+            let mut first_row = 0;
+            let queries: Vec<_> = caches
+                .iter()
+                .zip(&rows)
+                .zip(&wanted)
+                .map(|((cache, rows), wanted)| {
+                    let wanted = if layer + 1 == config.n_layers {
+                        wanted.clone()
+                    } else {
+                        rows.clone()
+                    };
+                    let start = first_row;
+                    first_row += wanted.len();
+                    Queries {
+                        cache,
+                        rows: start..first_row,
+                        first_pos: cache.len() + wanted.start - rows.start,
+                    }
+                })
+                .filter(|query| !query.rows.is_empty())
+                .collect();
+            size(&mut work.attn, positions.len() * config.heads().out_width());
+            attend(compute, &mut work.attn, &work.qkv, layer, &queries);
+        }
+        self.between(compute, config.n_layers, &adapters, &positions, work);
+        for (cache, rows) in caches.iter_mut().zip(&rows) {
+            cache.advance(rows.len());
+        }
+        self.logits(compute, out, &logits, &wanted, work);
+    }
+
+    /// What lies between two attentions, on all rows: the rest of layer `next - 1`, then the
+    /// queries, keys and values of layer `next`.
+    fn between(
+        &self,
+        compute: &Compute,
+        next: usize,
+        adapters: &Adapters<'_>,
+        positions: &[usize],
+        work: &mut InferWorkspace,
+    ) {
+        let InferWorkspace {
+            rope,
+            x,
+            qkv,
+            attn,
+            scratch,
+            ..
+        } = work;
+        let heads = self.config.heads();
+        let (d, w, ow) = (self.config.d_model, heads.qkv_width(), heads.out_width());
+        let n = positions.len();
+        size(qkv, n * w);
+        if n == 0 {
+            return;
+        }
+        let run = |first: usize, x: &mut [f32], qkv: &mut [f32]| {
+            let rows = first..first + x.len() / d;
+            let mut taken = lock(scratch).pop().unwrap_or_default();
+            let own = cut(adapters, &rows);
+            if next > 0 {
+                let attn = &attn[rows.start * ow..rows.end * ow];
+                self.finish(compute, next - 1, &own, x, attn, &mut taken);
+            }
+            if next < self.config.n_layers {
+                self.start(compute, next, &own, qkv, x, &mut taken);
+                self.rotate(compute, qkv, &positions[rows], rope, 1.0);
+            }
+            lock(scratch).push(taken);
+        };
+        if n < MANY_ROWS {
+            run(0, x, qkv);
+        } else {
+            compute
+                .pool()
+                .chunks_mut2((x, TASK_ROWS * d), (qkv, TASK_ROWS * w), |i, x, qkv| {
+                    run(i * TASK_ROWS, x, qkv)
+                });
+        }
+    }
+
+    /// Queries, keys and values of a layer, not yet rotated: `qkv [T, W]` of `x [T, D]`.
+    fn start(
+        &self,
+        compute: &Compute,
+        layer: usize,
+        adapters: &Adapters<'_>,
+        qkv: &mut [f32],
+        x: &[f32],
+        scratch: &mut Scratch,
+    ) {
+        let gain = &self.layers[layer].attn_norm;
+        let input = Input::Norm(x, gain, self.config.rms_norm_eps as f32);
+        self.map(compute, (layer, Fused::Qkv), adapters, qkv, input, scratch);
+    }
+
+    /// A layer from the end of its attention on: `x [T, D]` in place.
+    fn finish(
+        &self,
+        compute: &Compute,
+        layer: usize,
+        adapters: &Adapters<'_>,
+        x: &mut [f32],
+        attn: &[f32],
+        scratch: &mut Scratch,
+    ) {
+        let (d, f) = (self.config.d_model, self.config.d_ffn);
+        let eps = self.config.rms_norm_eps as f32;
+        let mut delta = std::mem::take(&mut scratch.delta);
+        let mut gate_up = std::mem::take(&mut scratch.gate_up);
+        size(&mut delta, x.len());
+        size(&mut gate_up, x.len() / d * 2 * f);
+        let mut map = |fused, y: &mut [f32], input: Input<'_>| {
+            self.map(compute, (layer, fused), adapters, y, input, scratch)
+        };
+        map(Fused::O, &mut delta, Input::Rows(attn));
+        add_rows(compute, x, &delta, d);
+        let norm = Input::Norm(x, &self.layers[layer].mlp_norm, eps);
+        map(Fused::GateUp, &mut gate_up, norm);
+        map(Fused::Down, &mut delta, Input::GateUp(&gate_up));
+        add_rows(compute, x, &delta, d);
+        (scratch.delta, scratch.gate_up) = (delta, gate_up);
+    }
+
+    /// A frozen map and, on the rows that have one, the adapter.
+    fn map(
+        &self,
+        compute: &Compute,
+        (layer, fused): (usize, Fused),
+        adapters: &Adapters<'_>,
+        y: &mut [f32],
+        input: Input<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let linear = self.layers[layer].fused(fused);
+        let groups = adapters
+            .iter()
+            .map(|(rows, lora)| (rows, lora.group(layer, fused)))
+            .filter(|(_, group)| group.width() > 0);
+        let keep = groups.clone().next().is_some();
+        let Scratch {
+            inputs,
+            plain,
+            hidden,
+            ..
+        } = scratch;
+        linear.apply(compute, y, input, (plain, keep), inputs);
+        let x = match input {
+            Input::Rows(x) => x,
+            _ => plain,
+        };
+        for (rows, group) in groups {
+            size(hidden, rows.len() * group.width());
+            let y = &mut y[rows.start * linear.n_out..rows.end * linear.n_out];
+            let x = &x[rows.start * linear.n_in..rows.end * linear.n_in];
+            group.forward(compute, y, hidden, x);
+        }
+    }
+
+    /// The head on `work.x`, which holds the wanted rows.
+    fn logits(
+        &self,
+        compute: &Compute,
+        out: &mut Vec<f32>,
+        wants: &[Wants<'_>],
+        wanted: &[Range<usize>],
+        work: &mut InferWorkspace,
+    ) {
+        let (d, vocab, head) = (self.config.d_model, self.config.vocab, self.head());
+        let InferWorkspace {
+            x, logits, scratch, ..
+        } = work;
+        let mut taken = lock(scratch).pop().unwrap_or_default();
+        let Scratch {
+            inputs,
+            plain,
+            delta,
+            ..
+        } = &mut taken;
+        let eps = self.config.rms_norm_eps as f32;
+        let some = |wants: &Wants<'_>| matches!(wants, Wants::LastOf(_));
+        if !wants.iter().any(some) {
+            size(out, x.len() / d * vocab);
+            if !x.is_empty() {
+                let norm = Input::Norm(x, &self.final_norm, eps);
+                head.apply(compute, out, norm, (plain, false), inputs);
+            }
+        } else {
+            size(delta, x.len());
+            let mut rstd = Vec::new();
+            self.norm(compute, delta, &mut rstd, x, &self.final_norm);
+            // Where each span's rows are in `delta` and its logits in `out`.
+            let (mut row, mut at) = (0, 0);
+            let places: Vec<_> = wants
+                .iter()
+                .zip(wanted)
+                .map(|(wants, wanted)| {
+                    let (rows, start) = (row..row + wanted.len(), at);
+                    row = rows.end;
+                    at += match wants {
+                        Wants::LastOf(list) => list.len(),
+                        _ => wanted.len() * vocab,
+                    };
+                    (rows, start)
+                })
+                .collect();
+            size(out, at);
+            let mut done = vec![false; wants.len()];
+            for i in 0..wants.len() {
+                if done[i] || places[i].0.is_empty() {
+                    continue;
                 }
-                let spans: Vec<_> = caches
-                    .iter()
-                    .zip(&rows)
-                    .map(|(cache, rows)| CachedSpan {
-                        rows: rows.clone(),
-                        first_pos: cache.len(),
-                        blocks: cache.layer(layer),
-                    })
+                // All spans that want the same, in one product.
+                let list = |wants: &Wants<'_>| match *wants {
+                    Wants::LastOf(list) => Some((list.as_ptr(), list.len())),
+                    _ => None,
+                };
+                let same: Vec<usize> = (i..wants.len())
+                    .filter(|&j| list(&wants[j]) == list(&wants[i]))
                     .collect();
-                attention::cached(compute, attn, qkv, &spans, heads);
-            };
-            let InferWorkspace {
-                saved, scratch, x, ..
-            } = work;
-            self.layer_forward(
-                compute, layer, &adapters, &positions, x, saved, scratch, attend,
-            );
+                plain.clear();
+                for &j in &same {
+                    let rows = &places[j].0;
+                    plain.extend_from_slice(&delta[rows.start * d..rows.end * d]);
+                    done[j] = true;
+                }
+                let width = match wants[i] {
+                    Wants::LastOf(list) => {
+                        size(logits, same.len() * list.len());
+                        head.apply_rows(compute, logits, plain, list, inputs);
+                        list.len()
+                    }
+                    _ => {
+                        let mut unused = Vec::new();
+                        size(logits, plain.len() / d * vocab);
+                        let rows = Input::Rows(plain);
+                        head.apply(compute, logits, rows, (&mut unused, false), inputs);
+                        vocab
+                    }
+                };
+                let mut from = 0;
+                for &j in &same {
+                    let (rows, at) = &places[j];
+                    let len = rows.len() * width;
+                    out[*at..at + len].copy_from_slice(&logits[from..from + len]);
+                    from += len;
+                }
+            }
         }
-        drop(caches);
-        drop(adapters);
-        work.wanted.clear();
-        let d = config.d_model;
-        for (span, rows) in spans.iter_mut().zip(&rows) {
-            span.cache.advance(rows.len());
-            let first = match span.logits {
-                Wants::None => rows.end,
-                Wants::Last => rows.end - 1,
-                Wants::All => rows.start,
-            };
-            work.wanted
-                .extend_from_slice(&work.x[first * d..rows.end * d]);
-        }
-        let n = work.wanted.len() / d;
-        size(out, n * config.vocab);
-        size(&mut work.scratch.norm, n * d);
-        self.norm(
-            compute,
-            &mut work.scratch.norm,
-            &mut work.rstd,
-            &work.wanted,
-            &self.final_norm,
-        );
-        self.head()
-            .forward(compute, out, &work.scratch.norm, &mut work.scratch.words);
+        lock(scratch).push(taken);
     }
 }
 
-/// Neighbouring spans with one adapter share its products.
-fn adapters<'a>(spans: &[Span<'a>], rows: &[Range<usize>]) -> Vec<(Range<usize>, &'a Lora<f32>)> {
-    let mut merged: Vec<(Range<usize>, &Lora<f32>)> = Vec::new();
-    for (span, rows) in spans.iter().zip(rows) {
-        let Some(lora) = span.lora else { continue };
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A poisoned lock only says that a task panicked; buffers have no state to break.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_lora<'a>(
+    (span, rows): (&Span<'a>, &Range<usize>),
+) -> Option<(Range<usize>, &'a Lora<f32>)> {
+    span.lora.map(|lora| (rows.clone(), lora))
+}
+
+/// Neighbouring rows with one adapter share its products.
+fn merge<'a>(spans: impl Iterator<Item = (Range<usize>, &'a Lora<f32>)>) -> Adapters<'a> {
+    let mut merged: Adapters<'a> = Vec::new();
+    for (rows, lora) in spans {
         match merged.last_mut() {
             Some((range, last)) if std::ptr::eq(*last, lora) && range.end == rows.start => {
                 range.end = rows.end
             }
-            _ => merged.push((rows.clone(), lora)),
+            _ => merged.push((rows, lora)),
         }
     }
     merged
+}
+
+/// The adapters of some rows, counted from the first of them.
+fn cut<'a>(adapters: &Adapters<'a>, rows: &Range<usize>) -> Adapters<'a> {
+    adapters
+        .iter()
+        .map(|(range, lora)| {
+            let start = range.start.clamp(rows.start, rows.end) - rows.start;
+            (
+                start..range.end.clamp(rows.start, rows.end) - rows.start,
+                *lora,
+            )
+        })
+        .filter(|(range, _)| !range.is_empty())
+        .collect()
+}
+
+/// Drops all rows but the wanted ones; returns where their adapters are now.
+fn keep<'a>(
+    wanted: &[Range<usize>],
+    adapters: Adapters<'a>,
+    positions: &mut Vec<usize>,
+    work: &mut InferWorkspace,
+    model: &Model<f32>,
+) -> Adapters<'a> {
+    let (d, w) = (model.config.d_model, model.config.heads().qkv_width());
+    // Row numbers among the kept.
+    let rank = |row: usize| -> usize {
+        let before = wanted.iter().take_while(|range| range.start < row);
+        before.map(|range| range.end.min(row) - range.start).sum()
+    };
+    let adapters = merge(
+        adapters
+            .into_iter()
+            .map(|(rows, lora)| (rank(rows.start)..rank(rows.end), lora))
+            .filter(|(rows, _)| !rows.is_empty()),
+    );
+    let mut at = 0;
+    for range in wanted {
+        work.x.copy_within(range.start * d..range.end * d, at * d);
+        work.qkv.copy_within(range.start * w..range.end * w, at * w);
+        positions.copy_within(range.clone(), at);
+        at += range.len();
+    }
+    work.x.truncate(at * d);
+    work.qkv.truncate(at * w);
+    positions.truncate(at);
+    adapters
 }

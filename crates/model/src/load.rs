@@ -1,13 +1,14 @@
 //! From files to a model: GGUF and Hugging Face folders of the Llama family.
 
-use crate::linear::Precision;
-use crate::weights::{Model, TensorSource};
+use crate::linear::Weights;
+use crate::weights::{Blocks, Model, TensorSource};
 use crate::{ConfigError, ModelConfig, Proj, RopeScaling};
 use bantam_formats::gguf::Gguf;
 use bantam_formats::hf::HfFolder;
 use bantam_formats::{DType, ModelFiles, TensorRef};
-use bantam_kernels::Real;
 use bantam_kernels::quant::{Format, dequantize};
+use bantam_kernels::{Compute, Real};
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 /// Why files do not make a model.
@@ -112,8 +113,9 @@ impl<'a> FileSource<'a> {
     }
 }
 
-impl TensorSource for FileSource<'_> {
-    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
+impl<'a> FileSource<'a> {
+    /// Finds a tensor, checks its shape and notes that it has been read.
+    fn find(&mut self, name: &str, shape: &[usize]) -> Result<Option<TensorRef<'a>>, LoadError> {
         let file_name = self.file_name(name);
         let Some(tensor) = self.files.tensor(&file_name) else {
             return Ok(None);
@@ -126,28 +128,63 @@ impl TensorSource for FileSource<'_> {
                 expected,
             });
         }
+        self.used.insert(file_name);
+        Ok(Some(tensor))
+    }
+}
+
+/// Row `i` of a head in Hugging Face order is this row of the head in the file.
+fn file_row(half: usize, i: usize) -> usize {
+    (i % half) * 2 + i / half
+}
+
+impl<'a> TensorSource<'a> for FileSource<'a> {
+    fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Option<Vec<f32>>, LoadError> {
+        let Some(tensor) = self.find(name, shape)? else {
+            return Ok(None);
+        };
         let mut values = read(&tensor);
         if let Some(n_heads) = self.interleaved_heads(name) {
-            permute_heads(&mut values, n_heads, self.config.head_dim, |half, i| {
-                (i % half) * 2 + i / half
-            });
+            permute_heads(&mut values, n_heads, self.config.head_dim, file_row);
         }
-        self.used.insert(file_name);
         Ok(Some(values))
+    }
+
+    fn blocks(&mut self, name: &str, shape: &[usize]) -> Result<Option<Blocks<'a>>, LoadError> {
+        let Some(tensor) = self.find(name, shape)? else {
+            return Ok(None);
+        };
+        let mut bytes = Cow::Borrowed(tensor.bytes);
+        if let Some(n_heads) = self.interleaved_heads(name) {
+            let head_dim = self.config.head_dim;
+            permute_heads(bytes.to_mut(), n_heads, head_dim, file_row);
+        }
+        let format = block_format(tensor.dtype);
+        Ok(Some(Blocks { format, bytes }))
+    }
+
+    fn done_with(&mut self, name: &str) {
+        self.files.forget(&self.file_name(name));
     }
 }
 
 impl<R: Real> Model<R> {
+    /// As [`Model::load_on`], on every core.
+    pub fn load(files: &ModelFiles, weights: Weights, trainable: bool) -> Result<Self, LoadError> {
+        Self::load_on(&Compute::detect(), files, weights, trainable)
+    }
+
     /// Reads and packs the weights of `files`; `trainable` also packs what gradients flow
-    /// through.
-    pub fn load(
+    /// through, which block formats do not have: they become bf16.
+    pub fn load_on(
+        compute: &Compute,
         files: &ModelFiles,
-        precision: Precision,
+        weights: Weights,
         trainable: bool,
     ) -> Result<Self, LoadError> {
         let config = ModelConfig::from_files(files)?;
         let mut source = FileSource::new(files, &config);
-        let model = Model::from_source(config.clone(), &mut source, precision, trainable)?;
+        let model = Model::from_source(compute, config.clone(), &mut source, weights, trainable)?;
         source.check_all_used()?;
         Ok(model)
     }
@@ -344,8 +381,8 @@ fn gguf_name(name: &str) -> String {
 }
 
 /// Reorders the rows of each head: new row `i` is old row `old(head_dim / 2, i)`.
-fn permute_heads(
-    values: &mut [f32],
+fn permute_heads<T: Copy>(
+    values: &mut [T],
     n_heads: usize,
     head_dim: usize,
     old: impl Fn(usize, usize) -> usize,
@@ -415,7 +452,7 @@ mod tests {
         permute_heads(&mut values, 2, 8, |half, i| (i % 2) * half + i / 2);
         // Rows 0 and 4 of a head are a rotated pair, side by side in the file.
         assert_eq!(values[3..6], original[12..15]);
-        permute_heads(&mut values, 2, 8, |half, i| (i % half) * 2 + i / half);
+        permute_heads(&mut values, 2, 8, file_row);
         assert_eq!(values, original);
     }
 }

@@ -356,6 +356,9 @@ impl<R: Real> Group<R> {
         if width == 0 {
             return;
         }
+        if t == 1 {
+            return self.forward_one(compute, y, h, x);
+        }
         let down = Dims {
             m: t,
             n: width,
@@ -385,6 +388,43 @@ impl<R: Real> Group<R> {
             )
             .run_parallel(compute, &mut y[part.out_start..]);
         }
+    }
+
+    /// [`Group::forward`] of one row, which reads every number of the adapter for a single
+    /// product: the columns are cut between the threads, and each is the same chain as ever.
+    fn forward_one(&self, compute: &Compute, y: &mut [R], h: &mut [R], x: &[R]) {
+        const HIDDEN: usize = 16;
+        const COLS: usize = 192;
+        let (isa, width) = (compute.isa(), self.width());
+        compute.pool().chunks_mut(h, HIDDEN, |i, h| {
+            let a_t = (&self.a_t[i * HIDDEN..], width);
+            let dims = Dims {
+                m: 1,
+                n: h.len(),
+                k: self.n_in,
+            };
+            Call::new(View::rows(x, self.n_in), a_t, width, dims, Write::Set).run(isa, h);
+        });
+        let h = &*h;
+        compute.pool().chunks_mut(y, COLS, |i, y| {
+            let cols = i * COLS..i * COLS + y.len();
+            for (p, part) in self.parts.iter().enumerate() {
+                let start = part.out_start.clamp(cols.start, cols.end);
+                let end = (part.out_start + part.n_out).clamp(cols.start, cols.end);
+                if start < end {
+                    let b_t = (&part.b_t[start - part.out_start..], part.n_out);
+                    let dims = Dims {
+                        m: 1,
+                        n: end - start,
+                        k: self.rank,
+                    };
+                    let h = View::rows(&h[p * self.rank..], width);
+                    let write = Write::AddScaled(self.scale);
+                    Call::new(h, b_t, end - start, dims, write)
+                        .run(isa, &mut y[start - cols.start..]);
+                }
+            }
+        });
     }
 
     /// Backward of [`Group::forward`]; the input gradient only where `dx` is given.

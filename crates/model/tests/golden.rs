@@ -7,13 +7,13 @@
 use bantam_formats::open_model;
 use bantam_kernels::{Compute, Isa, Real};
 use bantam_model::{
-    InferWorkspace, KvCache, Lora, LoraConfig, LoraPart, Model, ModelConfig, PackedBatch,
-    Precision, Proj, Span, Target, TrainWorkspace, Wants,
+    InferWorkspace, KvCache, Lora, LoraConfig, LoraPart, Model, ModelConfig, PackedBatch, Proj,
+    Span, Target, TrainWorkspace, Wants, Weights,
 };
 use bantam_testkit::close::assert_close;
 use bantam_testkit::golden::{ALL, Golden};
 
-fn load<R: Real>(golden: &Golden, precision: Precision) -> Model<R> {
+fn load<R: Real>(golden: &Golden, precision: Weights) -> Model<R> {
     Model::load(&open_model(golden.model_dir()).unwrap(), precision, true).unwrap()
 }
 
@@ -102,10 +102,7 @@ fn logits_equal_pytorch() {
         let golden = Golden::load(name);
         for isa in Isa::available() {
             let compute = Compute::with_isa(2, isa);
-            let (full, half) = (
-                load(&golden, Precision::Full),
-                load(&golden, Precision::Bf16),
-            );
+            let (full, half) = (load(&golden, Weights::F32), load(&golden, Weights::Bf16));
             let adapter = lora(&golden, full.config());
             assert_close(
                 "logits",
@@ -125,7 +122,7 @@ fn logits_equal_pytorch() {
     }
 }
 
-fn loss_and_every_gradient<R: Real>(precision: Precision, loss_tolerance: f64, nmse: f64) {
+fn loss_and_every_gradient<R: Real>(precision: Weights, loss_tolerance: f64, nmse: f64) {
     for name in ALL {
         let golden = Golden::load(name);
         let model: Model<R> = load(&golden, precision);
@@ -159,24 +156,24 @@ fn loss_and_every_gradient<R: Real>(precision: Precision, loss_tolerance: f64, n
 
 #[test]
 fn loss_and_every_gradient_equal_pytorch_in_f64() {
-    loss_and_every_gradient::<f64>(Precision::Full, 1e-7, 1e-12);
+    loss_and_every_gradient::<f64>(Weights::F32, 1e-7, 1e-12);
 }
 
 #[test]
 fn loss_and_every_gradient_equal_pytorch_in_f32() {
-    loss_and_every_gradient::<f32>(Precision::Full, 1e-5, 1e-10);
+    loss_and_every_gradient::<f32>(Weights::F32, 1e-5, 1e-10);
 }
 
 #[test]
 fn loss_and_every_gradient_are_near_pytorch_in_bf16() {
-    loss_and_every_gradient::<f32>(Precision::Bf16, 2e-2, 1e-2);
+    loss_and_every_gradient::<f32>(Weights::Bf16, 2e-2, 1e-2);
 }
 
 #[test]
 fn ten_steps_of_adamw_equal_pytorch() {
     for name in ALL {
         let golden = Golden::load(name);
-        let model: Model<f64> = load(&golden, Precision::Full);
+        let model: Model<f64> = load(&golden, Weights::F32);
         let (batch, mut adapter) = (batch(&golden), lora::<f64>(&golden, model.config()));
         let (compute, mut work) = (Compute::new(2), TrainWorkspace::default());
         let hyper = |name: &str| golden.scalar(&format!("train.{name}"));
@@ -224,7 +221,7 @@ fn ten_steps_of_adamw_equal_pytorch() {
 fn gradients_are_the_slopes_of_the_loss() {
     for name in ALL {
         let golden = Golden::load(name);
-        let model: Model<f64> = load(&golden, Precision::Full);
+        let model: Model<f64> = load(&golden, Weights::F32);
         let (batch, mut adapter) = (batch(&golden), lora::<f64>(&golden, model.config()));
         let (compute, mut work) = (Compute::new(2), TrainWorkspace::default());
         let mut grads = vec![0.0; adapter.params.len()];

@@ -4,14 +4,14 @@
 use bantam_formats::open_model;
 use bantam_kernels::{Compute, Real};
 use bantam_model::{
-    Lora, LoraConfig, LossReport, Model, PackedBatch, Precision, Proj, Segment, Target,
-    TrainWorkspace,
+    Lora, LoraConfig, LossReport, Model, PackedBatch, Proj, Segment, Target, TrainWorkspace,
+    Weights,
 };
 use bantam_testkit::close::assert_close;
 use bantam_testkit::golden::Golden;
 use proptest::prelude::*;
 
-fn model<R: Real>(variant: &str, precision: Precision) -> Model<R> {
+fn model<R: Real>(variant: &str, precision: Weights) -> Model<R> {
     let files = open_model(Golden::load(variant).model_dir()).unwrap();
     Model::load(&files, precision, true).unwrap()
 }
@@ -119,7 +119,7 @@ fn grads<R: Real>(
 
 fn tree_equals_rows<R: Real>(seed: u64, n_segments: usize, nmse: f64) {
     for variant in ["tied", "biased"] {
-        let (model, tree) = (model::<R>(variant, Precision::Full), tree(seed, n_segments));
+        let (model, tree) = (model::<R>(variant, Weights::F32), tree(seed, n_segments));
         let lora = adapter(&model);
         let (whole, at_once) = grads(&model, &lora, std::slice::from_ref(&tree), 2);
         let (sum, one_by_one) = grads(&model, &lora, &rows(&tree), 2);
@@ -149,7 +149,7 @@ proptest! {
 
 #[test]
 fn a_tree_has_the_same_bits_on_any_threads() {
-    for precision in [Precision::Full, Precision::Bf16] {
+    for precision in [Weights::F32, Weights::Bf16] {
         let (model, tree) = (model::<f32>("tied", precision), tree(11, 9));
         let lora = adapter(&model);
         let bits = |threads| {
@@ -169,7 +169,7 @@ fn a_tree_has_the_same_bits_on_any_threads() {
 
 #[test]
 fn gradients_of_a_tree_are_the_slopes_of_its_loss() {
-    let (model, tree) = (model::<f64>("biased", Precision::Full), tree(3, 6));
+    let (model, tree) = (model::<f64>("biased", Weights::F32), tree(3, 6));
     let mut lora = adapter(&model);
     let (_, grads) = grads(&model, &lora, std::slice::from_ref(&tree), 2);
     let (mut work, compute) = (TrainWorkspace::default(), Compute::new(2));

@@ -20,7 +20,7 @@ pub(crate) fn run(context: &Context, settings: &ChatSettings) -> anyhow::Result<
     let loaded = Loaded::open(context, &settings.model, &AtomicBool::new(false))?;
     let engine = {
         let _spinner = Progress::spinner(printer, format!("loading {}", loaded.base.name));
-        let model = loaded.load(&Compute::new(settings.threads))?;
+        let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
         Engine::new(
             model,
             loaded.base.chat.tokenizer().clone(),

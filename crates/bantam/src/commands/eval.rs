@@ -35,6 +35,7 @@ struct Report<'a> {
     p95_ms: Option<f64>,
     peak_rss_mb: u64,
     model: &'a str,
+    weights: &'static str,
     constraint: &'static str,
     interval: &'a str,
     wall_s: f64,
@@ -61,7 +62,7 @@ pub(crate) fn run(context: &Context, settings: &EvalSettings) -> anyhow::Result<
     let requests = requests(chat, &questions, constraint.as_ref(), settings, max_context)?;
 
     let spinner = Progress::spinner(printer, format!("loading {}", loaded.base.name));
-    let model = loaded.load(&Compute::new(settings.threads))?;
+    let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
     let mut engine = Engine::new(model, chat.tokenizer().clone(), EngineConfig::default());
     drop(spinner);
 
@@ -111,6 +112,7 @@ pub(crate) fn run(context: &Context, settings: &EvalSettings) -> anyhow::Result<
         p95_ms: outcome.p95_ms,
         peak_rss_mb: peak_rss_mb(),
         model: &settings.model,
+        weights: settings.weights.name(),
         constraint: match settings.constraint {
             ConstraintChoice::Free => "none",
             ConstraintChoice::Schema(_) => "schema",

@@ -18,7 +18,7 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
     let cancel = interrupt::watch()?;
     let loaded = Loaded::open(context, &settings.model, &cancel)?;
     let spinner = Progress::spinner(printer, format!("loading {}", loaded.base.name));
-    let model = loaded.load(&Compute::new(settings.threads))?;
+    let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
     let chat = loaded.base.chat.clone();
     let constraints = ConstraintEngine::new(chat.tokenizer(), chat.end_tokens())?;
     let tokenizer = chat.tokenizer().clone();

@@ -33,6 +33,7 @@ use bantam_lab::events::read_events;
 use bantam_lab::report::{
     self, Environment, LossCurve, Report, Scorecard, Source, SystemKind, TestSet,
 };
+use bantam_model::Weights;
 use bantam_text::{ConstraintEngine, ConstraintSpec};
 
 use self::baseline::MostFrequentTag;
@@ -186,7 +187,7 @@ fn judge(
     let run = training.run.display().to_string();
     for (entry, model) in entries.iter().zip([BASE, BASE, &run]) {
         let engine = || -> anyhow::Result<Engine<Llama>> {
-            let llama = Loaded::open(context, model, cancel)?.load(compute)?;
+            let llama = Loaded::open(context, model, cancel)?.load(compute, Weights::default())?;
             let config = EngineConfig {
                 slots: SLOTS,
                 ..EngineConfig::default()

@@ -12,7 +12,7 @@ use bantam_engine::Llama;
 use bantam_formats::ModelFiles;
 use bantam_kernels::Compute;
 use bantam_lab::export::{self, Adapter, AdapterIdentity, MergeFormat, read_adapter};
-use bantam_model::{Lora, Model, ModelConfig, Precision};
+use bantam_model::{Lora, Model, ModelConfig, Weights};
 use bantam_text::Chat;
 use sha2::{Digest as _, Sha256};
 
@@ -157,9 +157,18 @@ impl Base {
         )?)
     }
 
-    /// Loads the weights.
+    /// Loads the weights for training, in bf16.
     pub(crate) fn weights(&self, trainable: bool) -> anyhow::Result<Model<f32>> {
-        let model = Model::load(&self.files, Precision::Bf16, trainable);
+        self.weights_as(&Compute::detect(), Weights::Bf16, trainable)
+    }
+
+    fn weights_as(
+        &self,
+        compute: &Compute,
+        weights: Weights,
+        trainable: bool,
+    ) -> anyhow::Result<Model<f32>> {
+        let model = Model::load_on(compute, &self.files, weights, trainable);
         model.with_context(|| format!("could not load `{}`", self.files.path().display()))
     }
 }
@@ -207,8 +216,8 @@ impl Loaded {
     }
 
     /// Loads weights and adapter.
-    pub(crate) fn load(&self, compute: &Compute) -> anyhow::Result<Llama> {
-        let model = self.base.weights(false)?;
+    pub(crate) fn load(&self, compute: &Compute, weights: Weights) -> anyhow::Result<Llama> {
+        let model = self.base.weights_as(compute, weights, false)?;
         let adapter = self.adapter.as_ref().map(|adapter| {
             let mut lora = Lora::new(adapter.config.clone(), model.config());
             lora.params.clone_from(&adapter.params);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use bantam_lab::eval::Metric;
 use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
+use bantam_model::Weights;
 
 use super::{count, threads};
 use crate::args::{ChatArgs, EvalArgs, MetricArg, ServeArgs, TrainArgs};
@@ -130,6 +131,8 @@ pub(crate) struct EvalSettings {
     pub(crate) max_tokens: usize,
     /// Where each row's result goes, if anywhere.
     pub(crate) rows_out: Option<PathBuf>,
+    /// How weights are held.
+    pub(crate) weights: Weights,
     /// Threads to compute with.
     pub(crate) threads: usize,
     /// End with one JSON object.
@@ -201,6 +204,7 @@ impl EvalSettings {
             limit: count(args.limit),
             max_tokens: args.max_tokens as usize,
             rows_out: args.rows_out,
+            weights: args.weights.weights.into(),
             threads: threads(args.threads),
             json: args.json.json,
         }
@@ -222,6 +226,8 @@ pub(crate) struct ChatSettings {
     pub(crate) max_tokens: usize,
     /// Seed of the sampling.
     pub(crate) seed: u64,
+    /// How weights are held.
+    pub(crate) weights: Weights,
     /// Threads to compute with.
     pub(crate) threads: usize,
 }
@@ -235,6 +241,7 @@ impl ChatSettings {
             top_p: args.top_p,
             max_tokens: args.max_tokens as usize,
             seed: args.seed,
+            weights: args.weights.weights.into(),
             threads: threads(args.threads),
         }
     }
@@ -253,6 +260,8 @@ pub(crate) struct ServeSettings {
     pub(crate) port: u16,
     /// Keys that open the API; none leaves it open.
     pub(crate) api_keys: Vec<String>,
+    /// How weights are held.
+    pub(crate) weights: Weights,
     /// Threads to compute with.
     pub(crate) threads: usize,
 }
@@ -274,6 +283,7 @@ impl ServeSettings {
             host,
             port: args.port,
             api_keys: args.api_key,
+            weights: args.weights.weights.into(),
             threads: threads(args.threads),
         })
     }

@@ -95,6 +95,13 @@ impl Gguf {
         })
     }
 
+    /// Lets go of the memory that reading a tensor took; it can still be read.
+    pub fn forget(&self, name: &str) {
+        if let Some(&i) = self.by_name.get(name) {
+            self.bytes.forget(self.range(i));
+        }
+    }
+
     /// Bytes of the whole file.
     pub fn n_bytes(&self) -> usize {
         self.bytes.len()

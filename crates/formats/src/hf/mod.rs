@@ -70,6 +70,11 @@ impl HfFolder {
         self.weights.tensor(name)
     }
 
+    /// Lets go of the memory that reading a tensor took; it can still be read.
+    pub fn forget(&self, name: &str) {
+        self.weights.forget(name);
+    }
+
     /// What the files say of each tensor.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.weights.infos

@@ -87,6 +87,12 @@ impl Weights {
     pub(super) fn tensor(&self, name: &str) -> Option<TensorRef<'_>> {
         self.files[*self.file_of.get(name)?].tensor(name)
     }
+
+    pub(super) fn forget(&self, name: &str) {
+        if let Some(&i) = self.file_of.get(name) {
+            self.files[i].forget(name);
+        }
+    }
 }
 
 /// The index's files, numbered; each has to be a plain path inside the folder. (A link may lead out of it: the hub's

@@ -149,6 +149,14 @@ impl SafetensorsFile {
             bytes: &self.bytes[self.starts[i]..][..info.n_bytes],
         })
     }
+
+    /// Lets go of the memory that reading a tensor took; it can still be read.
+    pub fn forget(&self, name: &str) {
+        if let Some(&i) = self.by_name.get(name) {
+            let start = self.starts[i];
+            self.bytes.forget(start..start + self.tensors[i].n_bytes);
+        }
+    }
 }
 
 impl fmt::Debug for SafetensorsFile {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bantam_formats::{DType, GgufWriter, Metadata, ModelFiles, TensorSpec, Value, open_model};
 use bantam_kernels::Compute;
-use bantam_model::{Lora, Model, ModelConfig, PackedBatch, Precision, Target, TrainWorkspace};
+use bantam_model::{Lora, Model, ModelConfig, PackedBatch, Weights, Target, TrainWorkspace};
 use bantam_testkit::golden::{self, Golden};
 use serde_json::json;
 
@@ -71,7 +71,7 @@ impl Bench {
 
     /// Mean loss of a model without an adapter, or with this bench's.
     fn loss(&self, files: &ModelFiles, adapted: bool) -> f64 {
-        let model = Model::<f32>::load(files, Precision::Full, false).unwrap();
+        let model = Model::<f32>::load(files, Weights::F32, false).unwrap();
         let mut lora = Lora::new(self.adapter.config.clone(), model.config());
         lora.params.copy_from_slice(&self.adapter.params);
         lora.refresh();

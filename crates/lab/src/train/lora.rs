@@ -144,7 +144,7 @@ mod tests {
     use std::sync::atomic::AtomicBool;
     use std::time::Duration;
 
-    use bantam_model::Precision;
+    use bantam_model::Weights;
     use bantam_testkit::golden::{self, Golden};
 
     use super::*;
@@ -248,7 +248,7 @@ mod tests {
         for name in golden::ALL {
             let (golden, dir) = (Golden::load(name), tempfile::tempdir().unwrap());
             let files = bantam_formats::open_model(golden.model_dir()).unwrap();
-            let model = Model::<f32>::load(&files, Precision::Full, true).unwrap();
+            let model = Model::<f32>::load(&files, Weights::F32, true).unwrap();
             let plan = plan(&golden, dir.path());
             let identity = AdapterIdentity::default();
             let trainer = LoraTrainer::new(&model, &plan.settings.lora, Compute::new(2), identity);
