@@ -20,7 +20,7 @@ pub struct Llama {
 impl Llama {
     /// A model, with the adapter for requests that name none.
     pub fn new(model: Arc<Model<f32>>, lora: Option<Arc<Lora<f32>>>, compute: Compute) -> Self {
-        let block_bytes = KvCache::new(model.config()).block_bytes();
+        let block_bytes = model.cache_block_bytes();
         Self {
             model,
             lora,

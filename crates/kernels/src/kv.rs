@@ -223,7 +223,9 @@ thread_local! {
 /// Buffers of a thread: grown, never cleared.
 #[derive(Default)]
 struct Scratch {
-    /// Queries in pairs of bf16 `[TILE, Dh / 2]`.
+    /// Pairs of bf16 of one query `[Dh / 2]`.
+    row: Vec<u32>,
+    /// The same of all `[Dh / 2, TILE]`: the rows side by side, as the product takes them.
     query: Vec<u32>,
     /// `[TILE, positions]`
     scores: Vec<f32>,
@@ -255,13 +257,18 @@ impl Task<'_> {
             let n_blocks = (self.span.first_pos + token(start + m - 1)) / BLOCK + 1;
             // Not a power of two apart: rows would fall into the same sets of the cache.
             let stride = n_blocks * BLOCK + 16;
+            grow(&mut scratch.row, dh / 2);
             grow(&mut scratch.query, TILE * dh / 2);
             grow(&mut scratch.scores, TILE * stride);
             grow(&mut scratch.probs, TILE * stride / 2);
             for i in 0..m {
                 let row = (self.span.rows.start + token(start + i)) * w;
                 let query = &self.qkv[row + (first_head + (start + i) % group) * dh..][..dh];
-                round_to_bf16_pairs(isa, &mut scratch.query[i * dh / 2..][..dh / 2], query);
+                round_to_bf16_pairs(isa, &mut scratch.row[..dh / 2], query);
+                let side_by_side = scratch.query.chunks_exact_mut(TILE);
+                for (pair, &word) in side_by_side.zip(&scratch.row[..dh / 2]) {
+                    pair[i] = word;
+                }
             }
             let head = Head {
                 blocks: &self.span.blocks[..n_blocks],
@@ -394,7 +401,7 @@ impl Head<'_> {
 
     /// `scores [m, positions] = query K^T`, rows `stride` apart.
     fn scores(&self, isa: Isa, scores: &mut [f32], stride: usize, query: &[u32], m: usize) {
-        assert!(m <= TILE && query.len() >= m * self.dims.head_dim / 2);
+        assert!(m <= TILE && query.len() >= TILE * self.dims.head_dim / 2);
         assert!(stride >= self.blocks.len() * BLOCK && scores.len() >= m * stride);
         match isa.0 {
             // SAFETY: the level was detected, the lengths are checked above.
@@ -442,13 +449,12 @@ fn high(pair: u32) -> f32 {
 for_each_isa! {
     /// The oracle of the widening levels, to the bit; `vdpbf16ps` rounds differently.
     fn scores_widened(head: &Head<'_>, scores: &mut [f32], stride: usize, query: &[u32], m: usize) {
-        let pairs = head.dims.head_dim / 2;
         for block in 0..head.blocks.len() {
             let keys = head.keys(block);
             for i in 0..m {
                 let mut sums = [0.0f32; BLOCK];
                 for (p, keys) in keys.chunks_exact(2 * BLOCK).enumerate() {
-                    let q = query[i * pairs + p];
+                    let q = query[p * TILE + i];
                     for j in 0..BLOCK {
                         let (even, odd) = (u32::from(keys[2 * j]), u32::from(keys[2 * j + 1]));
                         sums[j] = high(q).mul_add(f32::from_bits(odd << 16), sums[j]);
@@ -485,7 +491,7 @@ for_each_isa! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{BLOCK, Head, MIX_TILE, POS_PAIRS, value_width};
+    use super::{BLOCK, Head, MIX_TILE, POS_PAIRS, TILE, value_width};
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -529,7 +535,7 @@ mod x86 {
         let pairs = head.dims.head_dim / 2;
         for block in 0..head.blocks.len() {
             let mut keys = head.keys(block).as_ptr().cast::<i32>();
-            // SAFETY: the block's keys are [pairs, BLOCK] words, the queries [M, pairs], and
+            // SAFETY: the block's keys are [pairs, BLOCK] words, the queries [pairs, TILE], and
             // each row of scores has room for every block.
             unsafe {
                 let mut sums = [[_mm512_setzero_ps(); 2]; M];
@@ -537,7 +543,7 @@ mod x86 {
                     let k0 = as_bf16(_mm512_loadu_epi32(keys));
                     let k1 = as_bf16(_mm512_loadu_epi32(keys.add(16)));
                     for i in 0..M {
-                        let q = _mm512_set1_epi32(*query.as_ptr().add(i * pairs + p) as i32);
+                        let q = _mm512_set1_epi32(*query.as_ptr().add(p * TILE + i) as i32);
                         sums[i][0] = _mm512_dpbf16_ps(sums[i][0], as_bf16(q), k0);
                         sums[i][1] = _mm512_dpbf16_ps(sums[i][1], as_bf16(q), k1);
                     }

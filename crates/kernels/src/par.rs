@@ -349,7 +349,7 @@ mod tests {
     #[test]
     fn regions_survive_sleep_nesting_and_many_callers() {
         let pool = Pool::new(2);
-        std::thread::sleep(std::time::Duration::from_millis(20));
+        std::thread::sleep(Duration::from_millis(20));
         let total = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..4 {

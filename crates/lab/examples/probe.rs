@@ -15,7 +15,7 @@ use std::path::Path;
 use bantam_formats::open_model;
 use bantam_kernels::Compute;
 use bantam_lab::export::read_adapter;
-use bantam_model::{InferWorkspace, KvCache, Lora, Model, Weights, Span, Wants};
+use bantam_model::{InferWorkspace, KvCache, Lora, Model, Span, Wants, Weights};
 use serde_json::{Value, json};
 
 fn main() -> Result<(), Box<dyn Error>> {

@@ -170,6 +170,13 @@ impl Model<f32> {
         self.logits(compute, out, &logits, &wanted, work);
     }
 
+    /// Bytes that a cache takes for each block of positions of this model.
+    pub fn cache_block_bytes(&self) -> usize {
+        let mut cache = KvCache::new(&self.config);
+        cache.reserve(0, self.embed.is_full());
+        cache.block_bytes()
+    }
+
     /// What lies between two attentions, on all rows: the rest of layer `next - 1`, then the
     /// queries, keys and values of layer `next`.
     fn between(

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use bantam_formats::{DType, GgufWriter, Metadata, ModelFiles, TensorSpec, Value, open_model};
 use bantam_kernels::Compute;
-use bantam_model::{Lora, Model, ModelConfig, PackedBatch, Weights, Target, TrainWorkspace};
+use bantam_model::{Lora, Model, ModelConfig, PackedBatch, Target, TrainWorkspace, Weights};
 use bantam_testkit::golden::{self, Golden};
 use serde_json::json;
 
