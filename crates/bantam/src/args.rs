@@ -382,6 +382,9 @@ pub(crate) struct BenchArgs {
     /// Give one answer and say when: what `start` runs, each time in a process of its own
     #[arg(long, hide = true)]
     pub(crate) one_answer: bool,
+    /// How weights are held.
+    #[command(flatten)]
+    pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
     #[command(flatten)]

@@ -2,6 +2,7 @@
 
 use super::threads;
 use crate::args::{BenchArgs, BenchPart};
+use bantam_model::Weights;
 
 /// `bantam bench`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -14,6 +15,8 @@ pub(crate) struct BenchSettings {
     pub(crate) quick: bool,
     /// Give one answer and say when, for the process that measures.
     pub(crate) one_answer: bool,
+    /// How weights are held.
+    pub(crate) weights: Weights,
     /// Threads to compute with.
     pub(crate) threads: usize,
     /// End with one JSON object.
@@ -27,6 +30,7 @@ impl BenchSettings {
             parts: args.only,
             quick: args.quick,
             one_answer: args.one_answer,
+            weights: args.weights.weights.into(),
             threads: threads(args.threads),
             json: args.json.json,
         }

@@ -76,7 +76,10 @@ pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result
     let compute = Compute::new(settings.threads);
     let config = ModelConfig::from_files(&loaded.base.files)?;
     let spinner = Progress::spinner(printer, format!("loading {}", loaded.base.name));
-    let mut load = Load::new(loaded.load(&compute)?, loaded.base.chat.clone());
+    let mut load = Load::new(
+        loaded.load(&compute, settings.weights)?,
+        loaded.base.chat.clone(),
+    );
     drop(spinner);
 
     let wanted: Vec<(Measure, bool)> = measures()

@@ -50,6 +50,7 @@ pub(crate) fn measure(settings: &BenchSettings) -> anyhow::Result<Start> {
             &settings.model,
         ])
         .args(["--threads", &settings.threads.to_string()])
+        .args(["--weights", settings.weights.name()])
         .stdin(Stdio::null())
         .stdout(Stdio::piped());
     let began = Instant::now();
@@ -80,7 +81,7 @@ pub(crate) fn answer(context: &Context, settings: &BenchSettings) -> anyhow::Res
     let began = Instant::now();
     let cancel = interrupt::watch()?;
     let loaded = Loaded::open(context, &settings.model, &cancel)?;
-    let model = loaded.load(&Compute::new(settings.threads))?;
+    let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
     let mut load = Load::new(model, loaded.base.chat.clone());
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
     load.first_token()?;
