@@ -20,6 +20,8 @@ mod rows;
 mod tests;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
+#[cfg(target_arch = "x86_64")]
+mod vnni_wide;
 
 pub use rows::QuantRows;
 
@@ -29,12 +31,23 @@ use crate::quant::{self, Format};
 use crate::{Compute, Isa};
 use layout::{Layout, Line, PANEL, STEP, Wide};
 use rows::{Record, TILE};
+use std::cell::Cell;
 use std::ops::Range;
 
-/// Tiles of `X` that a task takes: about 250 rows, whose codes fit L2.
-const TASK_TILES: usize = 42;
-/// Panels that a task takes at most, so that threads end together.
-const TASK_PANELS: usize = 8;
+/// Tiles of `X` that a task takes: 258 rows, whose records fit L2.
+const TASK_TILES: usize = 43;
+/// Weights that a task reads in one go: long enough to stream, short enough that threads end
+/// together.
+const TASK_BYTES: usize = 48 << 10;
+/// Tiles of a panel from which on it pays to unpack it to bytes first.
+const WIDE_TILES: usize = 8;
+/// How far ahead of a single tile to ask for weights, in lines.
+const AHEAD: usize = 64;
+
+thread_local! {
+    /// A widened panel; grows to the largest and stays.
+    static WIDE: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
 
 /// A weight matrix `W [n, k]` in a block format, packed for products.
 #[derive(Clone, Debug)]
@@ -98,7 +111,8 @@ impl QuantMatrix {
             k,
             n_steps,
             panel_lines,
-            lines: vec![Line([0; 64]); n.div_ceil(PANEL) * panel_lines],
+            // Zeroed by the system when first touched, that is by the threads that pack.
+            lines: bytemuck::zeroed_vec(n.div_ceil(PANEL) * panel_lines),
         }
     }
 
@@ -177,10 +191,13 @@ pub fn matmul(
     }
     let n_chunks = x.n_tiles().div_ceil(TASK_TILES);
     let chunk_tiles = x.n_tiles().div_ceil(n_chunks);
-    let per_task = if n_chunks > 1 {
-        1
+    let panel_bytes = parts[0].0.panel_lines * size_of::<Line>();
+    // Where a panel takes long, two make a task: while one is multiplied the next is fetched.
+    let per_task = if x.n_tiles() >= WIDE_TILES {
+        2
     } else {
-        (n_panels / (8 * compute.threads())).clamp(1, TASK_PANELS)
+        let most = n_panels / (2 * compute.threads());
+        (TASK_BYTES / panel_bytes.max(1)).clamp(1, most.max(1))
     };
     let n_runs: usize = parts
         .iter()
@@ -218,21 +235,62 @@ unsafe fn product(
     panels: Range<usize>,
     tiles: Range<usize>,
 ) {
-    for p in panels {
+    let layout = Layout::of(w.format);
+    #[cfg(target_arch = "x86_64")]
+    let wide = tiles.len() >= WIDE_TILES && isa.0 >= Level::Avx512Vnni;
+    #[cfg(not(target_arch = "x86_64"))]
+    let wide = false;
+    let mut scratch = if wide { WIDE.take() } else { Vec::new() };
+    for p in panels.clone() {
+        let last = p + 1 == panels.end;
+        if wide {
+            // SAFETY: the level was detected; a panel holds its steps.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                vnni_wide::widen(w.format, w.panel(p), w.n_steps, &mut scratch);
+            }
+        }
         for t in tiles.clone() {
             let (records, n_rows) = x.tile(t);
-            let tile = Tile {
+            let mut tile = Tile {
                 panel: w.panel(p),
                 n_steps: w.n_steps,
                 x: records,
                 n_rows,
                 n_cols: PANEL.min(w.n - p * PANEL),
                 y_stride,
+                ahead: AHEAD,
+                ahead_lines: layout.step_lines(),
+                ahead_steps: w.n_steps,
             };
+            // Ask for weights ahead of the hardware, but for none that another thread reads: a
+            // single tile for what it reaches next, the first of many for the next panel.
+            if tiles.len() == 1 {
+                if last {
+                    tile.ahead_steps = w.n_steps.saturating_sub(AHEAD / layout.step_lines());
+                }
+            } else {
+                let each = layout.step_lines().div_ceil(tiles.len());
+                let first = (t - tiles.start) * each;
+                tile.ahead = w.panel_lines + first;
+                tile.ahead_lines = each.min(layout.step_lines().saturating_sub(first));
+                if last || tile.ahead_lines == 0 {
+                    tile.ahead_steps = 0;
+                }
+            }
             let y = y.at(t * TILE * y_stride + col + p * PANEL);
-            // SAFETY: the tile's part of Y is the caller's to write.
+            #[cfg(target_arch = "x86_64")]
+            if wide {
+                // SAFETY: the tile's part of Y is the caller's to write; `scratch` has the panel.
+                unsafe { vnni_wide::product(w.format, &tile, &scratch, y) };
+                continue;
+            }
+            // SAFETY: as above.
             unsafe { tile.run(isa, w.format, y) };
         }
+    }
+    if wide {
+        WIDE.set(scratch);
     }
 }
 
@@ -251,6 +309,7 @@ pub fn matmul_rows(compute: &Compute, y: &mut [f32], x: &QuantRows, w: &QuantMat
     /// Rows of `W` that a task takes.
     const TASK_ROWS: usize = 64;
     let n_cols = rows.len();
+    let step_lines = Layout::of(w.format).step_lines();
     let y = Parts::new(y);
     compute.pool().run(n_cols.div_ceil(TASK_ROWS), |task| {
         let mut at = task * TASK_ROWS;
@@ -272,6 +331,9 @@ pub fn matmul_rows(compute: &Compute, y: &mut [f32], x: &QuantRows, w: &QuantMat
                     n_rows,
                     n_cols: PANEL.min(w.n - p * PANEL),
                     y_stride: PANEL,
+                    ahead: AHEAD,
+                    ahead_lines: step_lines,
+                    ahead_steps: w.n_steps.saturating_sub(AHEAD / step_lines),
                 };
                 // SAFETY: `values` holds a whole tile.
                 unsafe { tile.run(compute.isa(), w.format, values.as_mut_ptr()) };
@@ -298,6 +360,11 @@ struct Tile<'a> {
     n_rows: usize,
     n_cols: usize,
     y_stride: usize,
+    /// What to ask for: at each of the first `ahead_steps` steps `ahead_lines` lines, `ahead`
+    /// lines after that step's first.
+    ahead: usize,
+    ahead_lines: usize,
+    ahead_steps: usize,
 }
 
 impl Tile<'_> {

@@ -19,8 +19,8 @@ pub(super) fn scalar(layout: Layout, tile: &Tile<'_>, sums: &mut Sums) {
             let x = &tile.x[s * tile.n_rows + r];
             let halves = if layout.sixteens() { 2 } else { 1 };
             for half in 0..halves {
-                let (neg_sum, scaled_sum) = sums_of(x, layout, half);
-                let mut dots = [neg_sum * layout.zero as i32; PANEL];
+                let (start, scaled_sum) = sums_of(x, layout, half);
+                let mut dots = [start; PANEL];
                 for g in half * 4..half * 4 + 8 / halves {
                     for (dot, w) in dots.iter_mut().zip(wide.codes[g].as_chunks::<4>().0) {
                         for (w, &x) in w.iter().zip(&x.codes[4 * g..4 * g + 4]) {
@@ -42,18 +42,19 @@ pub(super) fn scalar(layout: Layout, tile: &Tile<'_>, sums: &mut Sums) {
     }
 }
 
-/// Minus the sum of the codes, and their sum times the scale, that `half` of a step needs.
+/// Where the dot products of `half` of a step start, and what a minimum is multiplied by.
 #[inline(always)]
 fn sums_of(x: &Record, layout: Layout, half: usize) -> (i32, f32) {
+    let zero = layout.zero as i32;
     if !layout.sixteens() {
-        return (x.neg_sum, x.scaled_sum);
+        return (x.neg_sum / 128 * zero, x.scaled_sum);
     }
     let neg_sum = if half == 0 {
         x.neg_sum_low
     } else {
         x.neg_sum - x.neg_sum_low
-    };
-    (neg_sum, x.scale * -neg_sum as f32)
+    } / 128;
+    (neg_sum * zero, x.scale * -neg_sum as f32)
 }
 
 #[inline(always)]
@@ -97,8 +98,8 @@ pub(super) mod avx2 {
                 let words: &[i32] = bytemuck::cast_slice(&x.codes);
                 let halves = if layout.sixteens() { 2 } else { 1 };
                 for half in 0..halves {
-                    let (neg_sum, scaled_sum) = sums_of(x, layout, half);
-                    let start = _mm256_set1_epi32(neg_sum * layout.zero as i32);
+                    let (start, scaled_sum) = sums_of(x, layout, half);
+                    let start = _mm256_set1_epi32(start);
                     let mut dots = [0i32; PANEL];
                     for (v, dots) in dots.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                         let mut low = _mm256_setzero_si256();

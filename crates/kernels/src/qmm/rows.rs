@@ -16,7 +16,7 @@ pub(super) struct Record {
     pub(super) scale: f32,
     /// `scale` times the sum of the codes: what a minimum of the weights is multiplied by.
     pub(super) scaled_sum: f32,
-    /// Minus the sum of the codes: what a zero point of the weights is multiplied by.
+    /// -128 times the sum of the codes: where a dot product with codes of zero point 128 starts.
     pub(super) neg_sum: i32,
     /// The same of the first 16 codes.
     pub(super) neg_sum_low: i32,
@@ -212,7 +212,7 @@ fn record(x: &[f32; STEP]) -> Record {
         codes,
         scale,
         scaled_sum: scale * sum as f32,
-        neg_sum: -sum,
-        neg_sum_low: -low,
+        neg_sum: -128 * sum,
+        neg_sum_low: -128 * low,
     }
 }

@@ -6,11 +6,13 @@
 
 use super::Tile;
 use super::layout::{Codes, Layout, Line, SUPER, Scales};
+use super::rows::Record;
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
 /// A format at compile time.
-trait Kind {
+pub(super) trait Kind {
+    /// Where its codes and scales lie.
     const LAYOUT: Layout;
 }
 
@@ -18,12 +20,12 @@ macro_rules! kinds {
     ($($name:ident)*) => {
         $(
             #[allow(non_camel_case_types, reason = "the names are ggml's")]
-            struct $name;
+            pub(super) struct $name;
             impl Kind for $name {
                 const LAYOUT: Layout = Layout::of(Format::$name);
             }
         )*
-        /// Adds nothing: writes the product of a tile to `y`, rows `y_stride` apart.
+        /// Writes the product of a tile to `y`, rows `y_stride` apart.
         ///
         /// # Safety
         /// The CPU has AVX-512 with VNNI; the tile's slices hold what its sizes say; `y` points
@@ -40,6 +42,22 @@ macro_rules! kinds {
     };
 }
 kinds!(Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K);
+
+/// # Safety
+/// As [`product`].
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn store<const R: usize>(tile: &Tile<'_>, acc: &[[__m512; 2]; R], y: *mut f32) {
+    for v in 0..2 {
+        let lanes = tile.n_cols.saturating_sub(16 * v).min(16);
+        let mask = ((1u32 << lanes) - 1) as __mmask16;
+        for r in 0..R {
+            let y = y.wrapping_add(r * tile.y_stride + 16 * v);
+            // SAFETY: masked lanes are not touched, the others are the tile's.
+            unsafe { _mm512_mask_storeu_ps(y, mask, acc[r][v]) };
+        }
+    }
+}
 
 /// # Safety
 /// As [`product`].
@@ -74,10 +92,9 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                 header = w;
                 w = w.add(layout.header_lines());
             }
-            if R <= 2 {
-                // Few rows stream the weights: ask for them ahead of the hardware.
-                for line in 0..layout.step_lines() {
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(AHEAD + line).cast());
+            if s < tile.ahead_steps {
+                for line in 0..tile.ahead_lines {
+                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(tile.ahead + line).cast());
                 }
             }
             let scales = w.add(layout.code_lines());
@@ -86,14 +103,15 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                 let mut dots = [[_mm512_setzero_si512(); 2]; R];
                 if layout.zero > 0 {
                     for r in 0..R {
-                        let x = &*x.add(r);
-                        let neg_sum = match (layout.sixteens(), half) {
-                            (false, _) => x.neg_sum,
-                            (true, 0) => x.neg_sum_low,
-                            (true, _) => x.neg_sum - x.neg_sum_low,
-                        };
-                        let shift = _mm_cvtsi32_si128(layout.zero.trailing_zeros() as i32);
-                        dots[r] = [_mm512_sll_epi32(_mm512_set1_epi32(neg_sum), shift); 2];
+                        let start = _mm512_set1_epi32(start_of(&*x.add(r), layout, half));
+                        // From -128 sum to -zero sum.
+                        dots[r] = [match layout.zero {
+                            128 => start,
+                            32 => _mm512_srai_epi32::<2>(start),
+                            16 => _mm512_srai_epi32::<3>(start),
+                            8 => _mm512_srai_epi32::<4>(start),
+                            _ => _mm512_srai_epi32::<5>(start),
+                        }; 2];
                     }
                 }
                 for g in half * 4..half * 4 + 8 / halves {
@@ -115,11 +133,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                         acc[r][v] = _mm512_fmadd_ps(dot, by, acc[r][v]);
                     }
                     if layout.has_min() {
-                        let x_sum = _mm512_set1_ps(match (layout.sixteens(), half) {
-                            (false, _) => x.scaled_sum,
-                            (true, 0) => x.scale * -x.neg_sum_low as f32,
-                            (true, _) => x.scale * (x.neg_sum_low - x.neg_sum) as f32,
-                        });
+                        let x_sum = _mm512_set1_ps(scaled_sum_of(x, layout, half));
                         for v in 0..2 {
                             acc[r][v] = _mm512_fmadd_ps(min[v], x_sum, acc[r][v]);
                         }
@@ -129,19 +143,29 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
             w = w.add(layout.step_lines());
             x = x.add(R);
         }
-        for v in 0..2 {
-            let lanes = tile.n_cols.saturating_sub(16 * v).min(16);
-            let mask = ((1u32 << lanes) - 1) as __mmask16;
-            for r in 0..R {
-                let y = y.wrapping_add(r * tile.y_stride + 16 * v);
-                _mm512_mask_storeu_ps(y, mask, acc[r][v]);
-            }
-        }
+        store::<R>(tile, &acc, y);
     }
 }
 
-/// How far ahead of the product to ask for weights, in lines.
-const AHEAD: usize = 64;
+/// Where the dot products of `half` of a step start when the zero point is 128.
+#[inline(always)]
+pub(super) fn start_of(x: &Record, layout: Layout, half: usize) -> i32 {
+    match (layout.sixteens(), half) {
+        (false, _) => x.neg_sum,
+        (true, 0) => x.neg_sum_low,
+        (true, _) => x.neg_sum - x.neg_sum_low,
+    }
+}
+
+/// What a minimum of `half` of a step is multiplied by.
+#[inline(always)]
+pub(super) fn scaled_sum_of(x: &Record, layout: Layout, half: usize) -> f32 {
+    match (layout.sixteens(), half) {
+        (false, _) => x.scaled_sum,
+        (true, 0) => x.scale * (x.neg_sum_low / -128) as f32,
+        (true, _) => x.scale * ((x.neg_sum_low - x.neg_sum) / 128) as f32,
+    }
+}
 
 /// The codes of group `g` for vector `v` of the panel, as bytes.
 ///
@@ -149,7 +173,7 @@ const AHEAD: usize = 64;
 /// `step` points to the lines of a step; the CPU has AVX-512 BW.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn group<K: Kind>(step: *const Line, g: usize, v: usize) -> __m512i {
+pub(super) unsafe fn group<K: Kind>(step: *const Line, g: usize, v: usize) -> __m512i {
     // SAFETY: lines 2j+v and 8+2h+v exist where the codes are of that kind.
     let line = |i: usize| unsafe { _mm512_load_si512(step.add(i).cast()) };
     let nibble = _mm512_set1_epi8(15);
@@ -182,7 +206,7 @@ unsafe fn group<K: Kind>(step: *const Line, g: usize, v: usize) -> __m512i {
 /// `header` and `scales` point to those lines of a step; the CPU has AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn scales_of<K: Kind>(
+pub(super) unsafe fn scales_of<K: Kind>(
     header: *const Line,
     scales: *const Line,
     half: usize,
