@@ -57,6 +57,12 @@ impl Record {
         n
     }
 
+    /// Whether any guess at all could be worth its row in a step of `n_rows` others.
+    pub(crate) fn is_any_worth(&self, n_rows: usize) -> bool {
+        let load = ROW_COST * n_rows as f32;
+        self.rates.iter().any(|&rate| rate > load / (1.0 + load))
+    }
+
     /// Learns what became of a guess: `n_true` of `n` tokens.
     pub(crate) fn learn(&mut self, matched: usize, n: usize, n_true: usize) {
         let rate = &mut self.rates[matched - 1];

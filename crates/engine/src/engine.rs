@@ -15,7 +15,7 @@ use crate::queue::{FairQueue, Offer};
 use crate::sampler::Scratch;
 use crate::{
     AdapterId, Event, Finish, LanguageModel, ModelError, Request, RequestError, RequestId, Span,
-    SubmitError, Timings, Usage,
+    SubmitError, Timings, Usage, Wants,
 };
 
 /// How much an engine does at once, and how much it keeps. Nothing of it changes an answer.
@@ -323,6 +323,7 @@ impl<M: LanguageModel> Engine<M> {
         }
         self.make_room();
         let mut ended = self.admit();
+        self.trim();
         // A constraint may have left no choice from beginning to end.
         self.tell(&mut ended, sink);
         let parts = self.plan();
@@ -519,14 +520,20 @@ impl<M: LanguageModel> Engine<M> {
         let block = self.model.cache_block();
         let needed = (len.div_ceil(block.tokens) + 1) * block.bytes;
         let room = self.config.kv_bytes - self.config.kv_bytes / 8;
-        self.slots.is_empty() || self.running_bytes() + needed <= room
+        let in_use = self.running_bytes() + self.prefixes.pinned_bytes();
+        self.slots.is_empty() || in_use + needed <= room
+    }
+
+    /// Drops of what is kept as much as running requests need.
+    fn trim(&mut self) {
+        let left = self.config.kv_bytes.saturating_sub(self.running_bytes());
+        self.prefixes.shrink(left.min(self.config.prefix_bytes));
     }
 
     /// Keeps within the memory: drops what is kept, then pauses the newest requests.
     fn make_room(&mut self) {
         loop {
-            let left = self.config.kv_bytes.saturating_sub(self.running_bytes());
-            self.prefixes.shrink(left.min(self.config.prefix_bytes));
+            self.trim();
             if self.kv_bytes() <= self.config.kv_bytes || self.slots.len() <= 1 {
                 return;
             }
@@ -603,6 +610,7 @@ impl<M: LanguageModel> Engine<M> {
                 spans.push(slot.span(part));
             }
         }
+        share_lists(&mut spans);
         guard(|| self.model.forward(&mut spans, rows))?;
         let n_logits: usize = parts.iter().map(|p| p.n_logits).sum();
         if rows.len() != n_logits {
@@ -704,8 +712,7 @@ impl<M: LanguageModel> Engine<M> {
             self.prefixes.insert(adapter, tokens, slot.cache, fork);
         }
         self.unpin(slot.pin);
-        let left = self.config.kv_bytes.saturating_sub(self.running_bytes());
-        self.prefixes.shrink(left.min(self.config.prefix_bytes));
+        self.trim();
     }
 }
 
@@ -756,6 +763,22 @@ impl<M: LanguageModel> Slot<M> {
             finish,
             usage,
             timings,
+        }
+    }
+}
+
+/// Makes spans that want the same tokens' logits name one list, so that the model sees it.
+fn share_lists<M: LanguageModel>(spans: &mut [Span<'_, M>]) {
+    for idx in 1..spans.len() {
+        let (before, rest) = spans.split_at_mut(idx);
+        let Wants::LastOf(list) = rest[0].wants else {
+            continue;
+        };
+        let same = before
+            .iter()
+            .find(|span| matches!(span.wants, Wants::LastOf(other) if other == list));
+        if let Some(span) = same {
+            rest[0].wants = span.wants;
         }
     }
 }

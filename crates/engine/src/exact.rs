@@ -127,19 +127,20 @@ pub fn requests(
         .compile(&ConstraintSpec::JsonSchema(schema))?
         .into();
     let labels: BoxedConstraint = constraints.compile(&labels)?.into();
+    let longest = (max_context * 5 / 8).min(700);
     let request = |i: usize| {
         let mut noise = Noise(1000 + i as u64);
         let shared = Noise(i as u64 % 3).words(40);
         let text = match i % 8 {
-            // Most of the context, so that the prompt is read in many pieces.
-            7 => noise.words(max_context),
+            // So long that the prompt is read in many pieces.
+            7 => noise.words(longest),
             // Words that come again, for guesses to come true.
             5 => format!("{shared} {}", (noise.words(6) + " ").repeat(6)),
             3 => noise.words(3),
             _ => format!("{shared} {}", noise.words(12 + i)),
         };
         let mut prompt = tokenizer.encode_plain(&text);
-        prompt.truncate(max_context * 5 / 8);
+        prompt.truncate(longest);
         let max_tokens = 8 + i % 5 * 5;
         let mut sampling = Sampling {
             seed: i as u64,

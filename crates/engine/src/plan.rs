@@ -9,6 +9,9 @@ use crate::{LanguageModel, Wants};
 /// The fewest prompt tokens a step reads, if any wait, however many answers are running.
 const PREFILL_MIN: usize = 16;
 
+/// A guess under a narrow mask must be as likely as if so many more rows were read.
+const NARROW_ROWS: usize = 8;
+
 /// What one slot contributes to a step.
 pub(crate) struct Part {
     pub(crate) slot_idx: usize,
@@ -136,6 +139,16 @@ impl<M: LanguageModel> Engine<M> {
         let forced = answer.forced();
         if !forced.is_empty() {
             slot.draft.extend(forced.into_iter().take(most));
+            return None;
+        }
+        // A guess needs whole rows of logits, where a narrow mask would do with a few of them.
+        let n_rows = if answer.narrow().is_some() {
+            n_rows + NARROW_ROWS
+        } else {
+            n_rows
+        };
+        // Looking for a match reads the whole text, so not where none could count.
+        if !self.record.is_any_worth(n_rows) {
             return None;
         }
         let prediction = answer.request.prediction.as_deref().unwrap_or(&[]);

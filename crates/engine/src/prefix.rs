@@ -5,7 +5,7 @@
 //! costs the blocks that are its own. Reuse saves time and changes nothing else: the cached state
 //! is that which reading the same tokens gives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::{AdapterId, CacheBlock};
 
@@ -156,6 +156,23 @@ impl<C> PrefixTree<C> {
     /// The memory held.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The part of the memory that is in use by running requests, and cannot be freed.
+    pub(crate) fn pinned_bytes(&self) -> usize {
+        let mut seen = HashSet::new();
+        let mut bytes = 0;
+        for (&id, _) in self.nodes.iter().filter(|(_, n)| n.pins > 0) {
+            let mut next = Some(id);
+            while let Some((id, node)) = next.and_then(|id| Some((id, self.nodes.get(&id)?))) {
+                if !seen.insert(id) {
+                    break;
+                }
+                bytes += node.bytes;
+                next = node.parent;
+            }
+        }
+        bytes
     }
 
     /// The number of nodes.
@@ -344,7 +361,9 @@ mod tests {
         let (pinned, _) = tree.pin(found, fork);
         let found = tree.longest(None, &[5, 6, 7, 8]).unwrap();
         let (brief, _) = tree.pin(found, fork);
+        assert_eq!(tree.pinned_bytes(), 20);
         tree.unpin(brief);
+        assert_eq!((tree.pinned_bytes(), tree.bytes()), (10, 30));
         tree.shrink(20);
         assert_eq!(len(&tree, &[9]), 0, "used the longest ago");
         tree.shrink(0);

@@ -255,6 +255,44 @@ fn a_wrong_token_is_an_error_and_a_clone_goes_its_own_way() {
     assert!(accepts(&other, "yes"));
 }
 
+/// Walks by hashes; what was allowed at each step, what was taken, and whether that was the end.
+fn trace(mut c: Constraint, seed: u32) -> Vec<(Vec<u32>, u32, bool)> {
+    let mut steps = Vec::new();
+    while !c.is_done() && steps.len() < 40 {
+        let allowed: Vec<u32> = c.allowed().unwrap().iter().collect();
+        let hash = (seed + steps.len() as u32).wrapping_mul(2_654_435_761) >> 16;
+        let token = allowed[hash as usize % allowed.len()];
+        if steps.len() % 3 == 1 {
+            // Looking changes nothing.
+            assert!(c.n_possible(&[token, 70_000]) <= 1);
+            c.forced();
+        }
+        c.commit(token).unwrap();
+        steps.push((allowed, token, c.is_done()));
+        if token == 2 || token == 0 {
+            break;
+        }
+    }
+    steps
+}
+
+#[test]
+fn what_answers_share_is_what_each_finds_alone() {
+    let labels = ["card", "card_arrival", "card arrival", "top up", "top_up"];
+    let specs = [
+        ConstraintSpec::Labels(labels.map(str::to_owned).to_vec()),
+        ConstraintSpec::JsonSchema(person()),
+        ConstraintSpec::Regex("(ab|ac)*d".into()),
+    ];
+    for spec in specs {
+        for seed in (0..20).chain(0..20) {
+            let alone = ConstraintEngine::new(&TOKENIZER, &[2, 0]).unwrap();
+            let alone = trace(alone.compile(&spec).unwrap(), seed);
+            assert_eq!(trace(compile(spec.clone()).unwrap(), seed), alone);
+        }
+    }
+}
+
 #[test]
 fn what_cannot_be_enforced_is_refused() {
     for (bad, needle) in [

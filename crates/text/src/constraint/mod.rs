@@ -9,15 +9,17 @@
 //! the two ways training data is written (`{"a":1}` and `{"a": 1}`) and leaves a small model no blank to loop on.
 
 mod env;
+mod known;
 mod vet;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::{Value, json};
 
 use crate::{TextError, Tokenizer};
+use known::{Known, State};
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -75,7 +77,12 @@ pub struct ConstraintEngine {
     factory: Arc<ParserFactory>,
     end_tokens: Arc<[u32]>,
     vocab_size: usize,
+    /// What was compiled lately, the latest last.
+    compiled: Arc<Mutex<Vec<(ConstraintSpec, Constraint)>>>,
 }
+
+/// Compiled constraints that are kept: callers mostly ask for the same few.
+const KEPT: usize = 32;
 
 impl ConstraintEngine {
     /// Builds the token trie. `end_tokens` may come once an answer is complete ([`Chat::end_tokens`](crate::Chat::end_tokens)).
@@ -90,11 +97,31 @@ impl ConstraintEngine {
             factory: Arc::new(factory),
             end_tokens: end_tokens.into(),
             vocab_size: tokenizer.vocab_size(),
+            compiled: Arc::default(),
         })
     }
 
-    /// Compiles a specification, or says why it cannot be enforced.
+    /// Compiles a specification, or says why it cannot be enforced. One that was compiled lately is copied.
     pub fn compile(&self, spec: &ConstraintSpec) -> Result<Constraint, TextError> {
+        let kept = || self.compiled.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut found = kept();
+        if let Some(at) = found.iter().position(|(known, _)| known == spec) {
+            let entry = found.remove(at);
+            let constraint = entry.1.clone();
+            found.push(entry);
+            return Ok(constraint);
+        }
+        drop(found);
+        let constraint = self.compile_anew(spec)?;
+        let mut found = kept();
+        if found.len() == KEPT {
+            found.remove(0);
+        }
+        found.push((spec.clone(), constraint.clone()));
+        Ok(constraint)
+    }
+
+    fn compile_anew(&self, spec: &ConstraintSpec) -> Result<Constraint, TextError> {
         let refuse = |message: String| TextError::Constraint(message);
         let grammar = match spec {
             ConstraintSpec::JsonObject => json_grammar(json!({"type": "object"}))?,
@@ -142,12 +169,13 @@ impl ConstraintEngine {
             )));
         }
         let mut constraint = Constraint {
-            matcher,
-            mask: TokenMask {
-                words: Vec::new(),
-                len: self.vocab_size,
-            },
-            fresh: false,
+            origin: Arc::new(Mutex::new(matcher)),
+            own: None,
+            path: Vec::new(),
+            n_consumed: 0,
+            state: None,
+            known: Arc::default(),
+            vocab_size: self.vocab_size,
             ended: false,
             end_tokens: self.end_tokens.clone(),
         };
@@ -218,14 +246,39 @@ fn one_line(message: &str) -> String {
 }
 
 /// One answer's progress through its constraint. A clone goes its own way.
-#[derive(Clone)]
+///
+/// Clones share what they find out about the grammar's states, and each has a parser of its own only from
+/// where it goes a way that none went before: answers to the same question take most states from there.
 pub struct Constraint {
-    matcher: Matcher,
-    mask: TokenMask,
-    /// Is `mask` that of the present state?
-    fresh: bool,
+    /// The parser at the beginning.
+    origin: Arc<Mutex<Matcher>>,
+    /// The parser after the first `n_consumed` tokens of `path`.
+    own: Option<Box<Matcher>>,
+    n_consumed: usize,
+    path: Vec<u32>,
+    /// The present state, where it is known.
+    state: Option<Arc<State>>,
+    known: Arc<Known>,
+    vocab_size: usize,
     ended: bool,
     end_tokens: Arc<[u32]>,
+}
+
+impl Clone for Constraint {
+    fn clone(&self) -> Self {
+        Constraint {
+            origin: self.origin.clone(),
+            // With lexer tables of its own: limits must not depend on what other answers did.
+            own: self.own.as_ref().map(|own| Box::new(own.deep_clone())),
+            n_consumed: self.n_consumed,
+            path: self.path.clone(),
+            state: self.state.clone(),
+            known: self.known.clone(),
+            vocab_size: self.vocab_size,
+            ended: self.ended,
+            end_tokens: self.end_tokens.clone(),
+        }
+    }
 }
 
 impl Constraint {
@@ -235,22 +288,14 @@ impl Constraint {
         if self.ended {
             return Err(TextError::ConstraintFailed("the answer has ended".into()));
         }
-        if !self.fresh {
-            let mask = self.matcher.compute_mask_or_eos().map_err(failed)?;
-            if !self.matcher.stop_reason().is_ok() {
-                return Err(TextError::ConstraintFailed(
-                    self.matcher.stop_reason().to_string(),
-                ));
-            }
-            self.mask.words = mask.into();
-            // Exactly as many words as the vocabulary needs, so that nobody reads padding as tokens.
-            self.mask.words.resize(self.mask.len.div_ceil(32), 0);
-            if self.mask.is_empty() {
-                return Err(TextError::ConstraintFailed("no token can follow".into()));
-            }
-            self.fresh = true;
-        }
-        Ok(&self.mask)
+        let state = match self.state.take() {
+            Some(state) => state,
+            None => match self.known.get(&self.path) {
+                Some(state) => state,
+                None => self.work_out()?,
+            },
+        };
+        Ok(&self.state.insert(state).mask)
     }
 
     /// Takes the token that was chosen; one that is not allowed is an error.
@@ -260,16 +305,18 @@ impl Constraint {
                 "token {token} is not allowed here"
             )));
         }
-        self.fresh = false;
         if self.end_tokens.contains(&token) {
             self.ended = true;
             return Ok(());
         }
-        self.matcher.consume_token(token).map_err(failed)?;
-        if !self.matcher.stop_reason().is_ok() {
-            return Err(TextError::ConstraintFailed(
-                self.matcher.stop_reason().to_string(),
-            ));
+        self.path.push(token);
+        self.state = self.known.get(&self.path);
+        if self.state.is_none() {
+            let matcher = self.matcher()?;
+            if matcher.is_stopped() {
+                let state = self.work_out()?;
+                self.state = Some(state);
+            }
         }
         Ok(())
     }
@@ -280,7 +327,10 @@ impl Constraint {
         if self.is_done() {
             return Vec::new();
         }
-        self.matcher.compute_ff_tokens()
+        match self.matcher() {
+            Ok(matcher) => matcher.compute_ff_tokens(),
+            Err(_) => Vec::new(),
+        }
     }
 
     /// How many of these tokens, one after the other, the grammar could take from here. It does not look at how
@@ -289,14 +339,57 @@ impl Constraint {
         if self.is_done() || tokens.is_empty() {
             return 0;
         }
-        let known = tokens.iter().take_while(|&&t| (t as usize) < self.mask.len);
+        let known = tokens
+            .iter()
+            .take_while(|&&t| (t as usize) < self.vocab_size);
         let known = known.count();
-        self.matcher.validate_tokens(&tokens[..known]).unwrap_or(0)
+        match self.matcher() {
+            Ok(matcher) => matcher.validate_tokens(&tokens[..known]).unwrap_or(0),
+            Err(_) => 0,
+        }
     }
 
     /// Is the answer complete, with nothing but an end token to follow (or one already given)?
     pub fn is_done(&self) -> bool {
-        self.ended || (self.matcher.is_stopped() && self.matcher.stop_reason().is_ok())
+        self.ended || self.state.as_ref().is_some_and(|state| state.is_done)
+    }
+
+    /// The parser, taken to where the answer is. It must not be at its end.
+    fn matcher(&mut self) -> Result<&mut Matcher, TextError> {
+        let own = self.own.get_or_insert_with(|| {
+            let origin = self.origin.lock().unwrap_or_else(PoisonError::into_inner);
+            Box::new(origin.deep_clone())
+        });
+        for &token in &self.path[self.n_consumed..] {
+            own.consume_token(token).map_err(failed)?;
+            self.n_consumed += 1;
+        }
+        if !own.stop_reason().is_ok() {
+            return Err(TextError::ConstraintFailed(own.stop_reason().to_string()));
+        }
+        Ok(own)
+    }
+
+    /// Asks the parser for the present state, and leaves it to the other clones.
+    fn work_out(&mut self) -> Result<Arc<State>, TextError> {
+        let len = self.vocab_size;
+        let matcher = self.matcher()?;
+        let words = matcher.compute_mask_or_eos().map_err(failed)?;
+        if !matcher.stop_reason().is_ok() {
+            let reason = matcher.stop_reason().to_string();
+            return Err(TextError::ConstraintFailed(reason));
+        }
+        let is_done = matcher.is_stopped();
+        let mut words: Vec<u32> = words.into();
+        // Exactly as many words as the vocabulary needs, so that nobody reads padding as tokens.
+        words.resize(len.div_ceil(32), 0);
+        let mask = TokenMask { words, len };
+        if mask.is_empty() {
+            return Err(TextError::ConstraintFailed("no token can follow".into()));
+        }
+        let state = Arc::new(State { mask, is_done });
+        self.known.insert(&self.path, &state);
+        Ok(state)
     }
 }
 
