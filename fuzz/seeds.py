@@ -121,6 +121,19 @@ save("tokenizer_json", "huge-id", json.dumps(tokenizer | {"added_tokens": [{"id"
 save("tokenizer_json", "backtracks", json.dumps(tokenizer).replace(r"\\s+(?!", r"(\\S+)+(?!").encode())
 save("tokenizer_json", "deep", b'{"pre_tokenizer":' + b'{"type":"Sequence","pretokenizers":[' * 200)
 
+pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "it", "na", "##ive", "##i", "e", "12", ",", "345", "日", "x"]
+wordpiece = {
+    "added_tokens": [{"id": i, "content": t, "special": True} for i, t in enumerate(pieces[:4])],
+    "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+    "pre_tokenizer": {"type": "BertPreTokenizer"},
+    "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+    "model": {"type": "WordPiece", "vocab": {t: i for i, t in enumerate(pieces)}, "unk_token": "[UNK]",
+              "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+}
+save("tokenizer_json", "wordpiece", json.dumps(wordpiece).encode())
+save("tokenizer_json", "wordpiece-no-unk", json.dumps(wordpiece).replace('"[UNK]": 1, ', "").encode())
+save("tokenizer_json", "wordpiece-prefix", json.dumps(wordpiece).replace('"##"', '"%s"' % ("#" * 5000)).encode())
+
 save("chat_template", "sound", b"{%- for m in messages %}\n  {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}\n"
      b"{%- endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 save("chat_template", "endless", b"{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")

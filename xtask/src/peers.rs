@@ -5,6 +5,7 @@
 //! with PASS or FAIL for every line, and one JSON line. None of it is part of CI: it takes gigabytes and, in full, hours.
 
 mod check;
+mod embed;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -45,6 +46,8 @@ pub(crate) struct Args {
 enum What {
     /// Greedy output against transformers on the dequantised weights
     Greedy,
+    /// Vectors of the sentence encoder against transformers'
+    Embed,
     /// An adapter's logits against PEFT's
     Adapter,
     /// A merged GGUF in llama.cpp's server against Bantam
@@ -74,6 +77,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     if wants(What::Greedy) {
         finish(check::greedy(&desk)?);
     }
+    if wants(What::Embed) {
+        finish(embed::embed(&desk)?);
+    }
     if wants(What::Adapter) {
         finish(check::adapter(&desk, args.run.as_deref())?);
     }
@@ -101,6 +107,7 @@ pub(crate) fn goldens() -> Result<bool> {
     let home = Home::find()?;
     home.set_up()?;
     sh::run(home.python().arg("crates/testkit/goldens/make_goldens.py"))?;
+    sh::run(home.python().arg("crates/testkit/goldens/make_encoder.py"))?;
     Ok(true)
 }
 

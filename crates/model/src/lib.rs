@@ -1,5 +1,5 @@
 //! The Llama family: configuration, weights, forward and hand-derived backward, LoRA and the
-//! key-value cache.
+//! key-value cache; and [`encoder`], sentence encoders of the BERT family.
 //!
 //! Pure: no clock, no files but the ones handed in, no threads of its own, no randomness.
 //!
@@ -10,10 +10,12 @@
 mod block;
 mod cache;
 mod config;
+pub mod encoder;
 mod infer;
 mod linear;
 mod load;
 mod lora;
+mod pool;
 mod rope;
 mod train;
 mod weights;

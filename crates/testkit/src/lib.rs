@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "test support: a panic is the report")]
 
 pub mod close;
+pub mod encoder;
 pub mod golden;
 pub mod rng;
 pub mod tiny;

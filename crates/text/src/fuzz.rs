@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::{
     Chat, ChatTemplate, ConstraintEngine, ConstraintSpec, GgufVocab, Message, Specials,
-    TemplateTokens, Tokenizer,
+    TemplateTokens, Tokenizer, WordPiece,
 };
 
 /// A tokenizer of the 256 bytes and three control tokens, with GPT-2's splitting and no merges.
@@ -41,6 +41,10 @@ pub fn tokenizer_json(data: &[u8]) {
         let ids = tokenizer.encode(TEXT);
         let _ = tokenizer.decode(&ids);
         let _ = tokenizer.encode_plain(TEXT);
+    }
+    if let Ok(tokenizer) = WordPiece::from_hf_json(data) {
+        let ids = tokenizer.encode(TEXT);
+        assert!(ids.iter().all(|&id| (id as usize) < tokenizer.vocab_size()));
     }
 }
 

@@ -4,6 +4,7 @@
 //! them run with fuel, depth and size limits, and a failure is an error, never a quietly different answer.
 //!
 //! - [`Tokenizer`] turns text into ids, exactly as Hugging Face does, from `tokenizer.json` or GGUF metadata;
+//! - [`WordPiece`] does so for sentence encoders;
 //! - [`StreamDecoder`] turns ids back into text, one at a time, never splitting a character;
 //! - [`Message`], [`Tool`], [`ToolCall`] are the conversation, in OpenAI's shapes;
 //! - [`ChatTemplate`] renders a conversation; [`Chat`] is the one definition of prompt, loss mask and end
@@ -31,4 +32,4 @@ pub use message::{Function, FunctionCall, Message, Role, Tool, ToolCall};
 pub use stop::{StopStrings, Watched};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, TemplateTokens};
-pub use tokenizer::{GgufVocab, Specials, TokenKind, Tokenizer};
+pub use tokenizer::{GgufVocab, Specials, TokenKind, Tokenizer, WordPiece};

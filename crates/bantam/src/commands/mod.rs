@@ -3,6 +3,7 @@
 mod bench;
 mod chat;
 mod doctor;
+mod embed;
 mod eval;
 mod export;
 mod inspect;
@@ -68,6 +69,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Eval(settings) => eval::run(context, &settings),
         Action::Chat(settings) => chat::run(context, &settings),
         Action::Serve(settings) => serve::run(context, &settings),
+        Action::Embed(settings) => embed::run(context, &settings),
         Action::Export(settings) => export::run(context, &settings),
         Action::Bench(settings) => bench::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),

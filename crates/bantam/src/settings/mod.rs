@@ -21,8 +21,8 @@ mod work;
 
 pub(crate) use self::bench::BenchSettings;
 pub(crate) use self::work::{
-    ChatSettings, ConstraintChoice, EvalSettings, MetricChoice, ServeSettings, TrainMode,
-    TrainSettings,
+    ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, ServeSettings,
+    TrainMode, TrainSettings,
 };
 
 /// The environment as it was when the process began.
@@ -180,6 +180,8 @@ pub(crate) enum Action {
     Chat(ChatSettings),
     /// `bantam serve`
     Serve(ServeSettings),
+    /// `bantam embed`
+    Embed(EmbedSettings),
     /// `bantam export`
     Export(ExportSettings),
     /// `bantam bench`
@@ -326,6 +328,7 @@ impl Action {
             Command::Eval(args) => Self::Eval(EvalSettings::resolve(args)),
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
             Command::Serve(args) => Self::Serve(ServeSettings::resolve(args)?),
+            Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),
         })
     }
 }

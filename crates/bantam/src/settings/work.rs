@@ -1,4 +1,4 @@
-//! The settings of the commands that compute: train, eval, chat, serve.
+//! The settings of the commands that compute: train, eval, chat, serve, embed.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
 use bantam_model::Weights;
 
 use super::{count, threads};
-use crate::args::{ChatArgs, EvalArgs, MetricArg, ServeArgs, TrainArgs};
+use crate::args::{ChatArgs, EmbedArgs, EvalArgs, MetricArg, ServeArgs, TrainArgs};
 use crate::error::advise;
 
 /// `bantam train`
@@ -285,6 +285,45 @@ impl ServeSettings {
             api_keys: args.api_key,
             weights: args.weights.weights.into(),
             threads: threads(args.threads),
+        })
+    }
+}
+
+/// `bantam embed`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct EmbedSettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// The texts; nothing for stdin.
+    pub(crate) data: Option<PathBuf>,
+    /// Whether a line is a text, and not JSON.
+    pub(crate) lines: bool,
+    /// Where the vectors go; nothing for stdout.
+    pub(crate) out: Option<PathBuf>,
+    /// Numbers to keep of each vector, if not all.
+    pub(crate) dimensions: Option<usize>,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+impl EmbedSettings {
+    pub(super) fn resolve(args: EmbedArgs) -> anyhow::Result<Self> {
+        if args.json.json && args.out.is_none() {
+            return Err(advise(
+                anyhow!("`--json` and the vectors would share stdout"),
+                "name a file for the vectors with `--out`",
+            ));
+        }
+        Ok(Self {
+            model: args.model,
+            data: (args.data != "-").then(|| args.data.into()),
+            lines: args.lines,
+            out: args.out,
+            dimensions: args.dimensions.map(|n| n as usize),
+            threads: threads(args.threads),
+            json: args.json.json,
         })
     }
 }

@@ -2,10 +2,12 @@
 //! `tokenizer.json`, `tokenizer_config.json`, `generation_config.json`, `chat_template.jinja`.
 
 mod config;
+mod sentence;
 mod shards;
 mod tokenizer_config;
 
 pub use config::{GenerationConfig, HfConfig, HfRope, TokenIds};
+pub use sentence::{Pooling, SentenceConfig};
 pub use tokenizer_config::TokenizerConfig;
 
 use crate::bytes::{read_capped, read_if_there};
@@ -99,6 +101,11 @@ impl HfFolder {
             }
             .at(&self.dir)
         })
+    }
+
+    /// What sentence-transformers says of a sentence encoder; its defaults where it says nothing.
+    pub fn sentence_config(&self) -> Result<SentenceConfig, FormatError> {
+        sentence::read(&self.dir)
     }
 
     /// The chat template: `chat_template.jinja` if there is one, otherwise what `tokenizer_config.json` holds.

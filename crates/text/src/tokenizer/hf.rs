@@ -14,7 +14,7 @@ use super::{MAX_TOKEN_BYTES, MAX_VOCAB, Parts};
 use crate::TextError;
 
 /// The largest `tokenizer.json` read.
-const MAX_FILE_BYTES: usize = 256 << 20;
+pub(super) const MAX_FILE_BYTES: usize = 256 << 20;
 /// The longest pattern read.
 const MAX_PATTERN_BYTES: usize = 4096;
 

@@ -11,6 +11,7 @@ mod bytes;
 mod gguf;
 mod hf;
 mod split;
+mod wordpiece;
 
 use std::fmt;
 
@@ -24,6 +25,7 @@ use crate::TextError;
 pub(crate) use bytes::spell;
 pub use gguf::GgufVocab;
 pub use hf::Specials;
+pub use wordpiece::WordPiece;
 
 /// The largest vocabulary accepted; real ones end near 300 thousand.
 pub(crate) const MAX_VOCAB: usize = 1 << 21;
