@@ -10,17 +10,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use rand_chacha::ChaCha8Rng;
 use rand_core::{RngCore, SeedableRng};
 
+use bantam_kernels::Isa;
+
 use crate::mask::Mask;
-use crate::scan::{Scan, exp, likeliest, pick, scan, weigh};
+use crate::scan::{Scan, WEIGHT_MIN, likeliest, pick, scan, total, weigh};
 use crate::{Sampling, SubmitError, TokenLogprobs};
 
 /// Buffers that every request may use in turn.
-#[derive(Default)]
 pub(crate) struct Scratch {
+    isa: Isa,
     values: Vec<f32>,
     weights: Vec<f32>,
     kept: Vec<Kept>,
     top: Vec<(u32, f32)>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            isa: Isa::detect(),
+            values: Vec::new(),
+            weights: Vec::new(),
+            kept: Vec::new(),
+            top: Vec::new(),
+        }
+    }
 }
 
 /// A candidate that the filters left: its place among the values, its logit, its weight.
@@ -151,6 +165,7 @@ impl Sampler {
         scratch: &mut Scratch,
     ) -> Pick {
         let Scratch {
+            isa,
             values,
             weights,
             kept,
@@ -183,7 +198,7 @@ impl Sampler {
             Some(given) if !changes => given,
             _ => values,
         };
-        let (best, max) = match scan(values) {
+        let (best, max) = match scan(*isa, values) {
             Scan::Best(idx, max) => (idx, max),
             Scan::Nothing if mask.is_some() => return Pick::DeadEnd,
             Scan::Nothing | Scan::Bad => return Pick::NotFinite,
@@ -192,7 +207,7 @@ impl Sampler {
         let idx = if self.sampling.temperature == 0.0 || mask.is_some_and(|m| m.n_allowed() == 1) {
             best
         } else {
-            self.draw(values, max, weights, kept, top)
+            self.draw(*isa, values, max, weights, kept, top)
         };
         Pick::Token(ids.map_or(idx as u32, |ids| ids[idx]))
     }
@@ -229,6 +244,7 @@ impl Sampler {
     /// greatest of the values.
     fn draw(
         &mut self,
+        isa: Isa,
         values: &[f32],
         max: f32,
         weights: &mut Vec<f32>,
@@ -238,47 +254,51 @@ impl Sampler {
         let s = &self.sampling;
         let scale = 1.0 / s.temperature.max(f32::MIN_POSITIVE);
         kept.clear();
-        let total = if s.top_k > 0 && s.top_k < values.len() {
+        weights.clear();
+        let (best, sum_of_all) = if s.top_k > 0 && s.top_k < values.len() {
             likeliest(values, s.top_k, top);
             // In the order of ids: the sum must not depend on how the selection moved things.
             top.sort_unstable_by_key(|t| t.0);
-            kept.extend(top.iter().map(|&(idx, logit)| Kept {
-                idx,
-                logit,
-                weight: exp((logit - max) * scale),
-            }));
-            kept.iter().map(|k| f64::from(k.weight)).sum()
+            weights.extend(top.iter().map(|t| t.1));
+            let best = weigh(isa, weights, max, scale);
+            kept.extend(
+                top.iter()
+                    .zip(&*weights)
+                    .map(|(&(idx, logit), &weight)| Kept { idx, logit, weight }),
+            );
+            (best, total(weights))
         } else {
-            weights.resize(values.len(), 0.0);
-            let total = weigh(weights, values, max, scale);
+            weights.extend_from_slice(values);
+            let best = weigh(isa, weights, max, scale);
+            let sum_of_all = total(weights);
             if s.top_p == 1.0 && s.min_p == 0.0 {
-                return pick(weights, unit(&mut self.rng) * total);
+                return pick(weights, unit(&mut self.rng) * sum_of_all);
             }
             // Tokens below this cannot be in the nucleus: all of them together weigh less than
             // what the nucleus may leave out. Dropping them first spares sorting the vocabulary.
             let share = (1.0 - f64::from(s.top_p)) / values.len() as f64;
-            let floor = ((share * total * 0.999) as f32)
-                .max(s.min_p)
-                .max(f32::MIN_POSITIVE);
+            let floor = ((share * sum_of_all * 0.999) as f32)
+                .max(s.min_p * best)
+                .max(WEIGHT_MIN);
             let heavy = weights.iter().enumerate().filter(|w| *w.1 >= floor);
             kept.extend(heavy.map(|(idx, &weight)| Kept {
                 idx: idx as u32,
                 logit: values[idx],
                 weight,
             }));
-            total
+            (best, sum_of_all)
         };
         if s.top_p < 1.0 {
             kept.sort_unstable_by(|a, b| likelier(&(a.idx, a.logit), &(b.idx, b.logit)));
             let mut sum = 0.0;
             let last = kept.iter().position(|k| {
                 sum += f64::from(k.weight);
-                sum >= f64::from(s.top_p) * total
+                sum >= f64::from(s.top_p) * sum_of_all
             });
             kept.truncate(last.map_or(kept.len(), |last| last + 1));
         }
         if s.min_p > 0.0 {
-            kept.retain(|k| k.weight >= s.min_p);
+            kept.retain(|k| k.weight >= s.min_p * best);
         }
         if let [only] = kept[..] {
             return only.idx as usize;
@@ -286,8 +306,7 @@ impl Sampler {
         kept.sort_unstable_by_key(|k| k.idx);
         weights.clear();
         weights.extend(kept.iter().map(|k| k.weight));
-        let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-        kept[pick(weights, unit(&mut self.rng) * total)].idx as usize
+        kept[pick(weights, unit(&mut self.rng) * total(weights))].idx as usize
     }
 }
 
@@ -342,11 +361,13 @@ pub(crate) fn logprobs(
 
 /// `ln(sum(exp(row)))`
 pub(crate) fn log_sum(row: &[f32], scratch: &mut Scratch) -> f64 {
-    let Scan::Best(_, max) = scan(row) else {
+    let Scan::Best(_, max) = scan(scratch.isa, row) else {
         return f64::NAN;
     };
-    scratch.weights.resize(row.len(), 0.0);
-    f64::from(max) + weigh(&mut scratch.weights, row, max, 1.0).ln()
+    scratch.weights.clear();
+    scratch.weights.extend_from_slice(row);
+    let best = weigh(scratch.isa, &mut scratch.weights, max, 1.0);
+    f64::from(max) - f64::from(best).ln()
 }
 
 #[cfg(test)]
@@ -530,7 +551,14 @@ mod tests {
             nucleus.sort_unstable();
             let mut kept = Vec::new();
             let (max, mut weights, mut top) = (sorted[0].1, Vec::new(), Vec::new());
-            Sampler::new(warm, &[]).draw(&row, max, &mut weights, &mut kept, &mut top);
+            Sampler::new(warm, &[]).draw(
+                Isa::detect(),
+                &row,
+                max,
+                &mut weights,
+                &mut kept,
+                &mut top,
+            );
             let kept: Vec<u32> = kept.iter().map(|k| k.idx).collect();
             assert_eq!(kept, nucleus, "top_p {top_p}");
         }

@@ -1,7 +1,8 @@
-//! Passes over a row of logits, written so that the compiler makes vector code of them on every machine
-//! and so that no result depends on how wide the vectors are.
+//! Passes over a row of logits, in vectors.
 
 use std::cmp::Ordering;
+
+use bantam_kernels::{Isa, ops};
 
 /// Elements that are looked at together.
 const CHUNK: usize = 512;
@@ -20,7 +21,14 @@ pub(crate) enum Scan {
 }
 
 /// The greatest value and whether all are usable: finite or minus infinity.
-pub(crate) fn scan(values: &[f32]) -> Scan {
+pub(crate) fn scan(isa: Isa, values: &[f32]) -> Scan {
+    if ops::all_finite(isa, values) {
+        return match ops::argmax(isa, values) {
+            Some(idx) => Scan::Best(idx, values[idx]),
+            None => Scan::Nothing,
+        };
+    }
+    // Minus infinity is where a mask forbids: the slower way tells it from what is wrong.
     let (mut best, mut best_chunk, mut bad) = (f32::NEG_INFINITY, 0, false);
     for (chunk_idx, chunk) in values.chunks(CHUNK).enumerate() {
         let (max, chunk_bad) = max_of(chunk);
@@ -66,16 +74,20 @@ fn is_usable(v: f32) -> bool {
     v < f32::INFINITY
 }
 
-/// `weights = exp((values - max) * scale)`; the sum of them.
-pub(crate) fn weigh(weights: &mut [f32], values: &[f32], max: f32, scale: f32) -> f64 {
-    let mut total = 0.0;
-    for (weights, values) in weights.chunks_mut(CHUNK).zip(values.chunks(CHUNK)) {
-        for (weight, &value) in weights.iter_mut().zip(values) {
-            *weight = exp((value - max) * scale);
-        }
-        total += sum(weights);
-    }
-    total
+/// Weights below this are nothing: no token is drawn that is so unlikely, nor one that a mask forbids.
+pub(crate) const WEIGHT_MIN: f32 = 1e-30;
+
+/// Makes probabilities of logits, in place: `exp((logits - max) * scale)` over their sum. The
+/// greatest of them, which is one over that sum.
+pub(crate) fn weigh(isa: Isa, logits: &mut [f32], max: f32, scale: f32) -> f32 {
+    // Before the scale, which may be so large that what is equal would no longer be.
+    logits.iter_mut().for_each(|l| *l -= max);
+    ops::softmax(isa, logits, logits.len(), scale).1
+}
+
+/// The sum of all weights, the same that [`pick`] finds.
+pub(crate) fn total(weights: &[f32]) -> f64 {
+    weights.chunks(CHUNK).map(sum).sum()
 }
 
 /// The sum of a chunk, in lanes.
@@ -102,17 +114,24 @@ pub(crate) fn pick(weights: &[f32], mut left: f64) -> usize {
         }
         if left >= chunk_sum {
             left -= chunk_sum;
-            last = chunk_idx * CHUNK + chunk.iter().rposition(|&w| w > 0.0).unwrap_or(0);
+            if let Some(i) = chunk.iter().rposition(|&w| w > WEIGHT_MIN) {
+                last = chunk_idx * CHUNK + i;
+            }
             continue;
         }
+        let mut found = None;
         for (i, &weight) in chunk.iter().enumerate() {
-            if weight > 0.0 {
+            if weight > WEIGHT_MIN {
                 left -= f64::from(weight);
-                last = chunk_idx * CHUNK + i;
+                found = Some(chunk_idx * CHUNK + i);
                 if left < 0.0 {
-                    return last;
+                    break;
                 }
             }
+        }
+        // At the end of its chunk the sum may be short of the chunk's own by a rounding.
+        if let Some(idx) = found {
+            return idx;
         }
     }
     last
@@ -156,31 +175,13 @@ fn cut(out: &mut Vec<(u32, f32)>, k: usize) -> f32 {
     floor
 }
 
-/// `exp(x)` for `x <= 0`, within 2 units in the last place; 0 below -87. Exact at 0.
-#[inline]
-pub(crate) fn exp(x: f32) -> f32 {
-    // 1.5 * 2^23 + 127: adding it rounds to an integer and leaves that, biased, in the lowest bits.
-    const MAGIC: f32 = 12_583_039.0;
-    const LN2_HIGH: f32 = 0.693_359_4;
-    const LN2_LOW: f32 = -2.121_944_4e-4;
-    let clamped = if x > -87.0 { x } else { -87.0 };
-    let shifted = clamped * std::f32::consts::LOG2_E + MAGIC;
-    let n = shifted - MAGIC;
-    let r = clamped - n * LN2_HIGH - n * LN2_LOW;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 0.5;
-    let p = p * r * r + r + 1.0;
-    let power = f32::from_bits(shifted.to_bits() << 23);
-    if x > -87.0 { p * power } else { 0.0 }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn isa() -> Isa {
+        Isa::detect()
+    }
 
     fn noise(n: usize) -> Vec<f32> {
         let hash = |i: u32| (i.wrapping_mul(2_654_435_761) >> 8) as f32 / (1 << 24) as f32;
@@ -192,29 +193,17 @@ mod tests {
         for n in [1, 15, 16, 17, 511, 512, 513, 2000] {
             let mut values = noise(n);
             let best = (0..n).fold(0, |b, i| if values[i] > values[b] { i } else { b });
-            assert_eq!(scan(&values), Scan::Best(best, values[best]));
+            assert_eq!(scan(isa(), &values), Scan::Best(best, values[best]));
             values[n - 1] = 99.0;
             values[n / 2] = 99.0;
-            assert_eq!(scan(&values), Scan::Best(n / 2, 99.0));
+            assert_eq!(scan(isa(), &values), Scan::Best(n / 2, 99.0));
             for bad in [f32::NAN, f32::INFINITY] {
                 values[n / 3] = bad;
-                assert_eq!(scan(&values), Scan::Bad);
+                assert_eq!(scan(isa(), &values), Scan::Bad);
             }
-            assert_eq!(scan(&vec![f32::NEG_INFINITY; n]), Scan::Nothing);
+            assert_eq!(scan(isa(), &vec![f32::NEG_INFINITY; n]), Scan::Nothing);
         }
-        assert_eq!(scan(&[]), Scan::Nothing);
-    }
-
-    #[test]
-    fn exp_is_exp() {
-        assert_eq!(exp(0.0), 1.0);
-        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
-        assert_eq!(exp(-1e30), 0.0);
-        for i in 0..87_000 {
-            let x = -(i as f32) / 1000.0;
-            let want = f64::from(x).exp();
-            assert!((f64::from(exp(x)) / want - 1.0).abs() < 2.5e-7, "{x}");
-        }
+        assert_eq!(scan(isa(), &[]), Scan::Nothing);
     }
 
     #[test]
@@ -235,10 +224,13 @@ mod tests {
     #[test]
     fn a_pick_is_where_the_running_sum_passes() {
         let values = noise(1500);
-        let mut weights = vec![0.0; 1500];
-        let total = weigh(&mut weights, &values, 5.0, 1.0);
-        let exact: f64 = weights.iter().map(|&w| f64::from(w)).sum();
-        assert!((total / exact - 1.0).abs() < 1e-5);
+        let mut weights = values;
+        weights[9] = f32::NEG_INFINITY;
+        let best = weigh(isa(), &mut weights, 5.0, 1.0);
+        assert!(best > 0.0 && weights.iter().all(|&w| w <= best));
+        let total = total(&weights);
+        assert!((total - 1.0).abs() < 1e-5);
+        assert_ne!(pick(&weights, 0.0), 9);
         let mut running = 0.0;
         for (i, &weight) in weights.iter().enumerate() {
             // The middle of the token's share, where rounding does not matter.
