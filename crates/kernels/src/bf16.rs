@@ -11,6 +11,15 @@ use crate::par::Parts;
 use crate::{Compute, Isa};
 use half::bf16;
 
+mod adapted;
+mod outer;
+
+pub use adapted::{Pairs, Tail, Thin, thin};
+pub use outer::{Outer, add_outer, stack, stack_rows};
+
+/// Columns of a panel for [`stack`] that suits [`add_outer`] when there are many.
+pub const STACK_PANEL: usize = 48;
+
 /// Rows of `W` side by side in one panel: three vectors of sixteen lanes.
 const PANEL: usize = 48;
 /// Rows of `X` that a task takes.
@@ -49,8 +58,9 @@ impl PackedBf16 {
         Self { panels, n, k }
     }
 
-    /// Packs the transpose of this matrix, `W^T [k, n]`: the operand of the input gradient.
-    pub fn transpose(&self) -> Self {
+    /// The transpose, `W^T [k, n]`: the oracle of [`PackedBf16::matmul_back`].
+    #[cfg(test)]
+    fn transpose(&self) -> Self {
         let pairs = self.n.div_ceil(2);
         let mut panels = vec![0u32; self.k.div_ceil(PANEL) * PANEL * pairs];
         let mut values = vec![0.0f32; self.k];
@@ -109,27 +119,33 @@ impl PackedBf16 {
         scratch: &mut Vec<u32>,
     ) {
         assert_eq!(x.len(), m * self.k, "X is [m, k]");
-        let pairs = self.k.div_ceil(2);
-        scratch.resize(m * pairs, 0);
-        if m > 0 {
-            compute.pool().chunks_mut(scratch, 16 * pairs, |i, words| {
-                for (r, words) in words.chunks_exact_mut(pairs).enumerate() {
-                    round_to_bf16_pairs(
-                        compute.isa(),
-                        words,
-                        &x[(i * 16 + r) * self.k..][..self.k],
-                    );
-                }
-            });
-        }
+        round_rows(compute, scratch, x, self.k);
         self.matmul_rounded(compute, y, scratch, m);
     }
 
     /// As [`PackedBf16::matmul`], with activations that are already rounded to pairs.
     pub fn matmul_rounded(&self, compute: &Compute, y: &mut [f32], x: &[u32], m: usize) {
+        self.matmul_pairs(compute, y, Pairs::new(x, self.k.div_ceil(2)), m, None);
+    }
+
+    /// `Y [m, n] = X W^T + H E^T`: the chains of the rounded `X` go on over the columns of the
+    /// rounded `H`, whose weight is a [`Tail`].
+    ///
+    /// Panics if an operand has another size.
+    pub fn matmul_pairs(
+        &self,
+        compute: &Compute,
+        y: &mut [f32],
+        x: Pairs<'_>,
+        m: usize,
+        tail: Option<(&Tail, Pairs<'_>)>,
+    ) {
         let pairs = self.k.div_ceil(2);
-        assert!(x.len() >= m * pairs, "X is [m, k] in pairs");
+        x.check(m, pairs);
         assert_eq!(y.len(), m * self.n, "Y is [m, n]");
+        if let Some((tail, h)) = tail {
+            tail.check(self.n, h, m);
+        }
         if m == 0 || self.n == 0 {
             return;
         }
@@ -138,31 +154,86 @@ impl PackedBf16 {
         compute.pool().run(n_panels * m.div_ceil(ROWS), |task| {
             let (panel_idx, first_row) = (task % n_panels, task / n_panels * ROWS);
             let panel = &self.panels[panel_idx * PANEL * pairs..][..PANEL * pairs];
-            let (first_col, n_rows) = (panel_idx * PANEL, ROWS.min(m - first_row));
-            let n_cols = PANEL.min(self.n - first_col);
+            let first_col = panel_idx * PANEL;
+            let part = Part {
+                rows: first_row..m.min(first_row + ROWS),
+                first_col,
+                n_cols: PANEL.min(self.n - first_col),
+                y_stride: self.n,
+            };
             let mut at = 0;
-            while at < pairs || pairs == 0 {
+            while at < pairs || at == 0 {
                 let len = PAIRS.min(pairs - at);
-                let block = Block {
-                    x: &x[first_row * pairs + at..],
-                    x_stride: pairs,
-                    panel: &panel[at * PANEL..][..len * PANEL],
-                    y_stride: self.n,
-                    n_rows,
-                    n_cols,
-                    n_pairs: len,
-                    go_on: at > 0,
+                // SAFETY: Y holds [m, n] (checked above); a task writes its part only, which no
+                // other task does.
+                unsafe {
+                    part.add(
+                        compute.isa(),
+                        &y,
+                        x.skip(at),
+                        &panel[at * PANEL..],
+                        len,
+                        at > 0,
+                    )
                 };
-                let start = first_row * self.n + first_col;
-                // SAFETY: Y holds [m, n] (checked above); a task writes rows first_row.. and
-                // columns first_col.. only, which no other task does.
-                unsafe { block.run(compute.isa(), y.at(start)) };
-                at += len;
-                if pairs == 0 {
-                    break;
-                }
+                at += len.max(1);
+            }
+            if let Some((tail, h)) = tail {
+                // SAFETY: as above.
+                unsafe { tail.add(compute.isa(), &y, &part, h) };
             }
         });
+    }
+}
+
+/// Rounds rows of `k` numbers to pairs, `ceil(k / 2)` words each.
+pub fn round_rows(compute: &Compute, out: &mut Vec<u32>, x: &[f32], k: usize) {
+    let (pairs, m) = (k.div_ceil(2), x.len() / k.max(1));
+    out.resize(m * pairs, 0);
+    compute
+        .pool()
+        .chunks_mut(out, 16 * pairs.max(1), |i, words| {
+            for (r, words) in words.chunks_exact_mut(pairs).enumerate() {
+                let x = &x[(i * 16 + r) * k..][..k];
+                round_to_bf16_pairs(compute.isa(), words, x);
+            }
+        });
+}
+
+/// The part of `Y` that one task computes.
+struct Part {
+    rows: std::ops::Range<usize>,
+    first_col: usize,
+    n_cols: usize,
+    y_stride: usize,
+}
+
+impl Part {
+    /// The part `(+)= X panel^T` over `n_pairs` pairs.
+    ///
+    /// # Safety
+    /// `y` holds the part, and no other thread touches that meanwhile.
+    unsafe fn add(
+        &self,
+        isa: Isa,
+        y: &Parts<f32>,
+        x: Pairs<'_>,
+        panel: &[u32],
+        n_pairs: usize,
+        go_on: bool,
+    ) {
+        let block = Block {
+            x: x.from_row(self.rows.start),
+            x_stride: x.stride,
+            panel: &panel[..n_pairs * PANEL],
+            y_stride: self.y_stride,
+            n_rows: self.rows.len(),
+            n_cols: self.n_cols,
+            n_pairs,
+            go_on,
+        };
+        // SAFETY: the caller vouches for the part of Y; `Pairs::check` was called for X.
+        unsafe { block.run(isa, y.at(self.rows.start * self.y_stride + self.first_col)) };
     }
 }
 
@@ -234,22 +305,36 @@ mod x86 {
     /// The CPU has AVX-512 with BF16; the block's slices hold what its sizes say.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     pub(super) unsafe fn avx512_bf16(block: &Block<'_>, y: *mut f32) {
+        // SAFETY: passed on to the caller.
+        unsafe {
+            match block.n_cols.div_ceil(16) {
+                1 => rows512::<1>(block, y),
+                2 => rows512::<2>(block, y),
+                _ => rows512::<3>(block, y),
+            }
+        }
+    }
+
+    /// # Safety
+    /// At most `16 NV` columns; as [`avx512_bf16`].
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rows512<const NV: usize>(block: &Block<'_>, y: *mut f32) {
         let mut i = 0;
         while i + 8 <= block.n_rows {
             // SAFETY: rows i..i+8 exist.
-            unsafe { tile512::<8>(block, y, i) };
+            unsafe { tile512::<8, NV>(block, y, i) };
             i += 8;
         }
         // SAFETY: the rows that are left exist.
         unsafe {
             match block.n_rows - i {
-                1 => tile512::<1>(block, y, i),
-                2 => tile512::<2>(block, y, i),
-                3 => tile512::<3>(block, y, i),
-                4 => tile512::<4>(block, y, i),
-                5 => tile512::<5>(block, y, i),
-                6 => tile512::<6>(block, y, i),
-                7 => tile512::<7>(block, y, i),
+                1 => tile512::<1, NV>(block, y, i),
+                2 => tile512::<2, NV>(block, y, i),
+                3 => tile512::<3, NV>(block, y, i),
+                4 => tile512::<4, NV>(block, y, i),
+                5 => tile512::<5, NV>(block, y, i),
+                6 => tile512::<6, NV>(block, y, i),
+                7 => tile512::<7, NV>(block, y, i),
                 _ => {}
             }
         }
@@ -258,10 +343,10 @@ mod x86 {
     /// Eight rows by three vectors fill 24 of the 32 registers with sums.
     ///
     /// # Safety
-    /// Rows `i..i + MR` exist; as [`avx512_bf16`].
+    /// Rows `i..i + MR` exist; as [`rows512`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn tile512<const MR: usize>(block: &Block<'_>, y: *mut f32, i: usize) {
-        let mask: [__mmask16; 3] = std::array::from_fn(|v| {
+    unsafe fn tile512<const MR: usize, const NV: usize>(block: &Block<'_>, y: *mut f32, i: usize) {
+        let mask: [__mmask16; NV] = std::array::from_fn(|v| {
             let lanes = block.n_cols.saturating_sub(16 * v);
             if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
         });
@@ -270,10 +355,10 @@ mod x86 {
         unsafe {
             let y = y.add(i * block.y_stride);
             let x = block.x.as_ptr().add(i * block.x_stride).cast::<i32>();
-            let mut acc = [[_mm512_setzero_ps(); 3]; MR];
+            let mut acc = [[_mm512_setzero_ps(); NV]; MR];
             if block.go_on {
                 for r in 0..MR {
-                    for v in 0..3 {
+                    for v in 0..NV {
                         acc[r][v] = _mm512_maskz_loadu_ps(
                             mask[v],
                             y.wrapping_add(r * block.y_stride + 16 * v),
@@ -283,25 +368,24 @@ mod x86 {
             }
             let mut w = block.panel.as_ptr().cast::<i32>();
             for p in 0..block.n_pairs {
-                let w0 = as_bf16(_mm512_loadu_epi32(w));
-                let w1 = as_bf16(_mm512_loadu_epi32(w.add(16)));
-                let w2 = as_bf16(_mm512_loadu_epi32(w.add(32)));
-                if MR <= 2 {
-                    // Few rows stream the weights: ask for them ahead of the hardware.
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 16).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 32).cast());
+                let mut words = [as_bf16(_mm512_setzero_si512()); NV];
+                for v in 0..NV {
+                    words[v] = as_bf16(_mm512_loadu_epi32(w.add(16 * v)));
+                    if MR <= 2 {
+                        // Few rows stream the weights: ask for them ahead of the hardware.
+                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 16 * v).cast());
+                    }
                 }
                 for r in 0..MR {
                     let x = as_bf16(_mm512_set1_epi32(*x.add(r * block.x_stride + p)));
-                    acc[r][0] = _mm512_dpbf16_ps(acc[r][0], x, w0);
-                    acc[r][1] = _mm512_dpbf16_ps(acc[r][1], x, w1);
-                    acc[r][2] = _mm512_dpbf16_ps(acc[r][2], x, w2);
+                    for v in 0..NV {
+                        acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, words[v]);
+                    }
                 }
                 w = w.add(PANEL);
             }
             for r in 0..MR {
-                for v in 0..3 {
+                for v in 0..NV {
                     _mm512_mask_storeu_ps(
                         y.wrapping_add(r * block.y_stride + 16 * v),
                         mask[v],

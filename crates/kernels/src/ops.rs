@@ -123,6 +123,23 @@ for_each_isa! {
 }
 
 for_each_isa! {
+    /// The `rstd` of [`rms_norm`] alone.
+    ///
+    /// Shapes: rstd [T]; x [T, D]
+    pub fn rms_norm_rstd<R: Real>(rstd: &mut [R], x: &[R], eps: R) {
+        if rstd.is_empty() {
+            return;
+        }
+        let d = x.len() / rstd.len();
+        assert_eq!(x.len(), rstd.len() * d);
+        for (rstd, x) in rstd.iter_mut().zip(x.chunks_exact(d)) {
+            let mean = dot_body(x, x) / R::from_f64(d as f64);
+            *rstd = R::ONE / (mean + eps).sqrt();
+        }
+    }
+}
+
+for_each_isa! {
     /// Backward of [`rms_norm`] with respect to `x`; the gain is frozen.
     ///
     /// Shapes: dx (added to), dy, x [T, D]; rstd [T]; w [D]
@@ -368,7 +385,7 @@ for_each_isa! {
 }
 
 #[inline(always)]
-fn round_bits(x: f32) -> u32 {
+pub(crate) fn round_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     // A NaN with all mantissa bits set would wrap around to a number.
@@ -416,6 +433,9 @@ mod tests {
             parity("rms_norm", |isa| {
                 let (mut out, mut rstd) = (vec![0.0; 3 * d], vec![0.0; 3]);
                 rms_norm(isa, &mut out, &mut rstd, &x, &w, 1e-5);
+                let mut again = vec![0.0; 3];
+                rms_norm_rstd(isa, &mut again, &x, 1e-5);
+                assert_eq!(again, rstd);
                 let mut dx = vec![0.5; 3 * d];
                 rms_norm_backward(isa, &mut dx, &y, &x, &rstd, &w);
                 [out, rstd, dx].concat()

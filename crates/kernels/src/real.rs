@@ -62,6 +62,25 @@ pub trait Real:
         m: usize,
         scratch: &mut Vec<u32>,
     );
+
+    /// `DX [m, k] = DY [m, n] W`, the input gradient of [`Real::bf16_matmul`].
+    #[doc(hidden)]
+    fn bf16_matmul_back(
+        w: &crate::bf16::PackedBf16,
+        compute: &crate::Compute,
+        dx: &mut [Self],
+        dy: &[Self],
+        m: usize,
+        scratch: &mut Vec<u32>,
+    );
+
+    /// The same slice, where this is f32.
+    #[doc(hidden)]
+    fn as_f32(x: &[Self]) -> Option<&[f32]>;
+
+    /// The same slice, where this is f32.
+    #[doc(hidden)]
+    fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]>;
 }
 
 impl Real for f32 {
@@ -138,6 +157,25 @@ impl Real for f32 {
     ) {
         w.matmul(compute, y, x, m, scratch);
     }
+    fn bf16_matmul_back(
+        w: &crate::bf16::PackedBf16,
+        compute: &crate::Compute,
+        dx: &mut [Self],
+        dy: &[Self],
+        m: usize,
+        scratch: &mut Vec<u32>,
+    ) {
+        let stride = w.n().div_ceil(2);
+        crate::bf16::round_rows(compute, scratch, dy, w.n());
+        let dy = crate::bf16::Pairs::new(scratch, stride);
+        w.matmul_back(compute, dx, dy, m, None);
+    }
+    fn as_f32(x: &[Self]) -> Option<&[f32]> {
+        Some(x)
+    }
+    fn as_f32_mut(x: &mut [Self]) -> Option<&mut [f32]> {
+        Some(x)
+    }
 }
 
 impl Real for f64 {
@@ -195,6 +233,34 @@ impl Real for f64 {
                 y[j] = x.iter().zip(&row).map(|(x, &w)| x * f64::from(w)).sum();
             }
         }
+    }
+    fn bf16_matmul_back(
+        w: &crate::bf16::PackedBf16,
+        _: &crate::Compute,
+        dx: &mut [Self],
+        dy: &[Self],
+        m: usize,
+        _: &mut Vec<u32>,
+    ) {
+        assert!(
+            dx.len() == m * w.k() && dy.len() == m * w.n(),
+            "DX is [m, k], DY is [m, n]"
+        );
+        dx.fill(0.0);
+        let mut row = vec![0.0f32; w.k()];
+        for j in 0..w.n() {
+            w.row(&mut row, j);
+            for (dx, dy) in dx.chunks_exact_mut(w.k()).zip(dy.chunks_exact(w.n())) {
+                let terms = dx.iter_mut().zip(&row);
+                terms.for_each(|(dx, &w)| *dx += dy[j] * f64::from(w));
+            }
+        }
+    }
+    fn as_f32(_: &[Self]) -> Option<&[f32]> {
+        None
+    }
+    fn as_f32_mut(_: &mut [Self]) -> Option<&mut [f32]> {
+        None
     }
 }
 

@@ -26,5 +26,8 @@ pub use infer::{InferWorkspace, Span, Wants};
 pub use linear::Weights;
 pub use load::{FileSource, LoadError, block_format, read as read_tensor};
 pub use lora::{Lora, LoraConfig, LoraLayout, LoraPart, LoraTensor, Proj};
-pub use train::{LossReport, PackedBatch, Segment, Target, TrainWorkspace};
+pub use train::{
+    FullLayout, FullTensor, LossReport, PackedBatch, Recompute, Segment, Target, TrainBytes,
+    TrainWorkspace, train_bytes,
+};
 pub use weights::{Blocks, Layer, Model, TensorSource};

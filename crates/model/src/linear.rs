@@ -63,11 +63,8 @@ pub(crate) struct Linear<R> {
 enum Matrix<R> {
     /// The fused maps one after the other: each may have a format of its own.
     Quant(Vec<QuantMatrix>),
-    Bf16 {
-        forward: PackedBf16,
-        /// The transpose, where gradients flow through.
-        backward: Option<PackedBf16>,
-    },
+    /// Gradients flow through the same panels.
+    Bf16(PackedBf16),
     Full {
         forward: PackedDense<R>,
         /// Row-major, where gradients flow through.
@@ -121,8 +118,7 @@ impl<R: Real> Linear<R> {
                     }
                     tensors[part].row(i - first, out);
                 });
-                let backward = train.then(|| forward.transpose());
-                Matrix::Bf16 { forward, backward }
+                Matrix::Bf16(forward)
             }
             Weights::F32 => {
                 let (mut w, mut row) = (Vec::with_capacity(n_out * n_in), vec![0.0; n_in]);
@@ -162,17 +158,57 @@ impl<R: Real> Linear<R> {
                     *y = R::from_f32(x);
                 }
             }
-            Matrix::Bf16 { forward, .. } => R::bf16_matmul(forward, compute, y, x, m, scratch),
+            Matrix::Bf16(w) => R::bf16_matmul(w, compute, y, x, m, scratch),
             Matrix::Full { forward, .. } => forward.matmul(compute, y, x, m),
         }
         self.add_bias(compute, y);
     }
 
-    fn add_bias(&self, compute: &Compute, y: &mut [R]) {
+    /// `y [T, n_out] += b`
+    pub(crate) fn add_bias(&self, compute: &Compute, y: &mut [R]) {
         if let Some(bias) = &self.bias {
             compute.pool().chunks_mut(y, 32 * self.n_out, |_, rows| {
                 ops::add_bias(compute.isa(), rows, bias)
             });
+        }
+    }
+
+    /// The weight, where it is held in bf16.
+    pub(crate) fn bf16(&self) -> Option<&PackedBf16> {
+        match &self.matrix {
+            Matrix::Bf16(w) => Some(w),
+            _ => None,
+        }
+    }
+
+    /// The bias, if there is one.
+    pub(crate) fn bias(&self) -> Option<&[R]> {
+        self.bias.as_deref()
+    }
+
+    /// Replaces the weight by the first `n_out n_in` numbers of `w`, and the bias likewise.
+    ///
+    /// Panics if the map is held in blocks.
+    pub(crate) fn set(&mut self, compute: &Compute, w: &[R], bias: Option<&[R]>) {
+        let w = &w[..self.n_out * self.n_in];
+        match &mut self.matrix {
+            Matrix::Bf16(panels) => match R::as_f32(w) {
+                Some(w) => panels.set(compute, w),
+                None => {
+                    let narrow: Vec<f32> = w.iter().map(|x| x.to_f64() as f32).collect();
+                    panels.set(compute, &narrow);
+                }
+            },
+            Matrix::Full { forward, backward } => {
+                *forward = PackedDense::pack(w, self.n_out, self.n_in);
+                if let Some(backward) = backward {
+                    backward.copy_from_slice(w);
+                }
+            }
+            Matrix::Quant(_) => panic!("the model was loaded for training"),
+        }
+        if let (Some(to), Some(from)) = (&mut self.bias, bias) {
+            to.copy_from_slice(&from[..self.n_out]);
         }
     }
 
@@ -188,9 +224,7 @@ impl<R: Real> Linear<R> {
     ) {
         let m = dy.len() / self.n_out;
         match &self.matrix {
-            Matrix::Bf16 {
-                backward: Some(w), ..
-            } => R::bf16_matmul(w, compute, dx, dy, m, scratch),
+            Matrix::Bf16(w) => R::bf16_matmul_back(w, compute, dx, dy, m, scratch),
             Matrix::Full {
                 backward: Some(w), ..
             } => {
@@ -226,7 +260,7 @@ impl<R: Real> Linear<R> {
                 part.row(&mut row, i);
                 widen(out, &row);
             }
-            Matrix::Bf16 { forward, .. } => {
+            Matrix::Bf16(forward) => {
                 let mut row = vec![0.0; self.n_in];
                 forward.row(&mut row, i);
                 widen(out, &row);
@@ -287,7 +321,7 @@ impl Linear<f32> {
                 quant.quantise(compute, x, m, self.n_in);
                 quant_product(compute, y, self.n_out, quant, parts);
             }
-            Matrix::Bf16 { forward, .. } => forward.matmul(compute, y, x, m, words),
+            Matrix::Bf16(forward) => forward.matmul(compute, y, x, m, words),
             Matrix::Full { forward, .. } => forward.matmul(compute, y, x, m),
         }
         self.add_bias(compute, y);
@@ -313,7 +347,7 @@ impl Linear<f32> {
                 };
                 qmm::matmul_rows(compute, y, quant, part, rows);
             }
-            Matrix::Bf16 { forward, .. } => {
+            Matrix::Bf16(forward) => {
                 let picked = PackedBf16::pack_rows(rows.len(), self.n_in, |i, out| {
                     forward.row(out, rows[i] as usize)
                 });

@@ -213,24 +213,24 @@ pub struct Lora<R> {
 /// The adapters of one fused map. `P` of its projections are targets.
 #[derive(Clone, Debug)]
 pub(crate) struct Group<R> {
-    parts: Vec<Part<R>>,
+    pub(crate) parts: Vec<Part<R>>,
     /// The `A`s one below the other: `[P R, n_in]` in the flat vector.
-    a: Range<usize>,
+    pub(crate) a: Range<usize>,
     /// Their transpose, `[n_in, P R]`.
     a_t: Vec<R>,
-    n_in: usize,
-    n_out: usize,
-    rank: usize,
-    scale: R,
+    pub(crate) n_in: usize,
+    pub(crate) n_out: usize,
+    pub(crate) rank: usize,
+    pub(crate) scale: R,
 }
 
 #[derive(Clone, Debug)]
-struct Part<R> {
+pub(crate) struct Part<R> {
     /// First output column within the fused map, and how many.
-    out_start: usize,
-    n_out: usize,
+    pub(crate) out_start: usize,
+    pub(crate) n_out: usize,
     /// `B [n_out, R]` in the flat vector.
-    b: Range<usize>,
+    pub(crate) b: Range<usize>,
     /// Its transpose, `[R, n_out]`.
     b_t: Vec<R>,
 }
@@ -359,19 +359,7 @@ impl<R: Real> Group<R> {
         if t == 1 {
             return self.forward_one(compute, y, h, x);
         }
-        let down = Dims {
-            m: t,
-            n: width,
-            k: self.n_in,
-        };
-        Call::new(
-            View::rows(x, self.n_in),
-            (&self.a_t, width),
-            width,
-            down,
-            Write::Set,
-        )
-        .run_parallel(compute, h);
+        self.hidden(compute, h, x);
         for (i, part) in self.parts.iter().enumerate() {
             let up = Dims {
                 m: t,
@@ -388,6 +376,18 @@ impl<R: Real> Group<R> {
             )
             .run_parallel(compute, &mut y[part.out_start..]);
         }
+    }
+
+    /// `h [T, P R] = x A^T`
+    pub(crate) fn hidden(&self, compute: &Compute, h: &mut [R], x: &[R]) {
+        let width = self.width();
+        let down = Dims {
+            m: x.len() / self.n_in,
+            n: width,
+            k: self.n_in,
+        };
+        let x = View::rows(x, self.n_in);
+        Call::new(x, (&self.a_t, width), width, down, Write::Set).run_parallel(compute, h);
     }
 
     /// [`Group::forward`] of one row, which reads every number of the adapter for a single

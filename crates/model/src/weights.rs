@@ -175,6 +175,15 @@ impl<R: Real> Layer<R> {
             Fused::Down => &self.down,
         }
     }
+
+    pub(crate) fn fused_mut(&mut self, fused: Fused) -> &mut Linear<R> {
+        match fused {
+            Fused::Qkv => &mut self.qkv,
+            Fused::O => &mut self.o,
+            Fused::GateUp => &mut self.gate_up,
+            Fused::Down => &mut self.down,
+        }
+    }
 }
 
 /// Reads the maps of `fused` and stacks them, biases too (zeros where only some have one).
@@ -200,8 +209,6 @@ fn fuse<'a, R: Real>(
             None => bias.resize(bias.len() + n_out, 0.0),
         }
     }
-    // Below the first adapted map no gradient is needed, so layer 0's inputs stay packed once.
-    let trainable = trainable && !(layer == 0 && fused == Fused::Qkv);
     let bias = has_bias.then_some(&bias[..]);
     let linear = Linear::new(compute, &tensors, bias, weights, trainable);
     drop(tensors);
