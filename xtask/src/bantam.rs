@@ -1,15 +1,13 @@
 //! The binary under test: built, given a tiny model, run, served.
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use bantam_testkit::tiny;
 use serde_json::Value;
 
+use crate::server::{Server, free_port};
 use crate::sh;
 
 /// Writes `model/`, `train.jsonl` and `test.jsonl` into `dir`.
@@ -80,9 +78,9 @@ impl Bantam {
 
     /// Serves `model` on a free port of the loopback until dropped.
     pub(crate) fn serve(&self, model: &Path, model_id: &str) -> Result<Server> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let (model, port_text) = (model.to_string_lossy(), port.to_string());
-        let mut command = self.command(&[
+        let words = [
             "serve",
             "--model",
             &model,
@@ -90,59 +88,7 @@ impl Bantam {
             model_id,
             "--port",
             &port_text,
-        ]);
-        eprintln!("$ {}", sh::show(&command));
-        let child = command.spawn().context("cannot start the server")?;
-        let mut server = Server { child, port };
-        server.wait_until_healthy(Duration::from_secs(60))?;
-        Ok(server)
-    }
-}
-
-/// A running server; killed when dropped.
-pub(crate) struct Server {
-    child: Child,
-    port: u16,
-}
-
-impl Server {
-    /// The base address for OpenAI clients.
-    pub(crate) fn base_url(&self) -> String {
-        format!("http://127.0.0.1:{}/v1", self.port)
-    }
-
-    fn wait_until_healthy(&mut self, patience: Duration) -> Result<()> {
-        let began = Instant::now();
-        while began.elapsed() < patience {
-            if let Some(status) = self.child.try_wait()? {
-                bail!("the server stopped before it answered: {status}");
-            }
-            if self
-                .health()
-                .is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-            {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        bail!("no answer from /health within {} s", patience.as_secs())
-    }
-
-    fn health(&self) -> Result<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        stream
-            .write_all(b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Nothing to do about a server that is already gone.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        ];
+        Server::start(&mut self.command(&words), port)
     }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use crate::bantam::Server;
+use crate::server::Server;
 use crate::sh;
 
 const PYTHON_PACKAGES: [&str; 2] = ["openai==3.54.0", "pydantic==2.14.3"];

@@ -3,14 +3,17 @@
 //! - `test`: everything CI runs, from a fresh clone;
 //! - `tidy`: the house rules that no lint knows;
 //! - `peers`: Bantam beside PEFT, transformers and llama.cpp, on demand;
+//! - `exact`: the same bits in every way a model can be run and trained;
 //! - `tiny`, `goldens`: the files that tests stand on.
 //!
 //! Chores may shell out. Nothing is installed outside `target/`, save the peers, which live in `$BANTAM_PEERS`.
 
 mod bantam;
 mod clients;
+mod exact;
 mod peers;
 mod resume;
+mod server;
 mod sh;
 mod tally;
 mod test;
@@ -40,6 +43,8 @@ enum Chore {
     Tidy,
     /// Compare with PEFT, transformers and llama.cpp (slow, needs gigabytes; not part of CI)
     Peers(peers::Args),
+    /// Answer and train with SmolLM2 in every way there is: one digest each
+    Exact(exact::Args),
     /// Write a two-layer chat model and rows to try commands on
     Tiny {
         /// Folder to write into
@@ -57,6 +62,7 @@ fn main() -> ExitCode {
         Chore::Test(args) => test::run(&args),
         Chore::Tidy => tidy::run(),
         Chore::Peers(args) => peers::run(&args),
+        Chore::Exact(args) => exact::run(&args),
         Chore::Tiny { dir, seed } => bantam::write_tiny(&dir, seed),
         Chore::Goldens => peers::goldens(),
     };

@@ -2,11 +2,16 @@
 //!
 //! The peers live in `$BANTAM_PEERS` (default `~/.cache/bantam-peers`), where `setup.sh` of `$BANTAM_SHARED/peers`
 //! (default `../shared`) puts them; the scripts that talk to them are in `xtask/peers/`. Each comparison prints a table
-//! with PASS or FAIL for every line, and one JSON line. None of it is part of CI: it takes gigabytes and, in full, hours.
+//! with PASS or FAIL for every line, and one JSON line (`--json`: that alone). None of it is part of CI: it takes gigabytes and, in full, hours.
 
-mod check;
+mod answers;
+mod bench;
 mod embed;
+mod quality;
 mod report;
+mod rows;
+mod serving;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -16,7 +21,9 @@ use serde_json::Value;
 
 use crate::bantam::Bantam;
 use crate::sh;
+use bench::{Kind, Piece};
 use report::Report;
+pub(crate) use rows::SYSTEM as BANKING77_SYSTEM;
 
 /// `cargo xtask peers`
 #[derive(clap::Args)]
@@ -36,6 +43,21 @@ pub(crate) struct Args {
     /// A finished run to take the adapter of `adapter` and `merge` from [default: a short training]
     #[arg(long)]
     run: Option<PathBuf>,
+    /// For `bench`: these pieces only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Piece>,
+    /// For `bench`: these types of weights only
+    #[arg(long, value_enum, value_delimiter = ',')]
+    weights: Vec<Kind>,
+    /// For `quality`: these types only, by ggml's names
+    #[arg(long, value_delimiter = ',')]
+    types: Vec<String>,
+    /// For `bench`: the folder of a finished `bantam demo` [default: one of its own, made when it is missing]
+    #[arg(long)]
+    demo: Option<PathBuf>,
+    /// Print the JSON lines alone
+    #[arg(long)]
+    json: bool,
     /// For `banking77`: train and test PEFT too (40 minutes more) instead of comparing with its recorded accuracy
     #[arg(long)]
     with_peft: bool,
@@ -54,17 +76,21 @@ enum What {
     Merge,
     /// The first steps of training against PEFT: losses, tokens a second, memory
     Loss,
-    /// Tokens a second and memory of training alone, over 30 steps
+    /// Speed and memory of training alone, over 30 steps
+    Train,
+    /// Speed of answering beside llama.cpp's server
     Bench,
+    /// Perplexity of each type of weights against f32
+    Quality,
     /// One epoch of Banking77 and its full test, generated freely and label-constrained
     Banking77,
-    /// All of them but `bench`, which `loss` holds
+    /// All of them
     All,
 }
 
 /// Runs the comparisons; whether every line passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
-    let wants = |what| args.what == what || (args.what == What::All && what != What::Bench);
+    let wants = |what| args.what == what || args.what == What::All;
     let home = Home::find()?;
     home.set_up()?;
     let desk = Desk {
@@ -73,31 +99,45 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         threads: args.threads,
     };
     let mut passed = true;
-    let mut finish = |report: Report| passed &= report.print();
+    let mut finish = |report: Report| passed &= report.print(args.json);
+    let run = args.run.as_deref();
     if wants(What::Greedy) {
-        finish(check::greedy(&desk)?);
+        finish(answers::greedy(&desk)?);
     }
     if wants(What::Embed) {
         finish(embed::embed(&desk)?);
     }
     if wants(What::Adapter) {
-        finish(check::adapter(&desk, args.run.as_deref())?);
+        finish(answers::adapter(&desk, run)?);
     }
     if wants(What::Merge) {
-        finish(check::merge(
-            &desk,
-            args.run.as_deref(),
-            args.rows.as_deref(),
-        )?);
+        finish(answers::merge(&desk, run, args.rows.as_deref())?);
     }
     if wants(What::Loss) {
-        finish(check::loss(&desk, args.steps, true)?);
+        finish(training::loss(&desk, args.steps)?);
+    }
+    if wants(What::Train) {
+        finish(training::train(&desk, 30)?);
     }
     if wants(What::Bench) {
-        finish(check::loss(&desk, 30, false)?);
+        let all = [Piece::Raw, Piece::Json, Piece::Labels, Piece::Start];
+        let pieces = if args.only.is_empty() {
+            &all[..]
+        } else {
+            &args.only
+        };
+        let kinds = if args.weights.is_empty() {
+            &Kind::ALL[..]
+        } else {
+            &args.weights
+        };
+        finish(bench::bench(&desk, kinds, pieces, args.demo.as_deref())?);
+    }
+    if wants(What::Quality) {
+        finish(quality::quality(&desk, &args.types)?);
     }
     if wants(What::Banking77) {
-        finish(check::banking77(&desk, args.with_peft)?);
+        finish(training::banking77(&desk, args.with_peft)?);
     }
     Ok(passed)
 }
@@ -109,6 +149,11 @@ pub(crate) fn goldens() -> Result<bool> {
     sh::run(home.python().arg("crates/testkit/goldens/make_goldens.py"))?;
     sh::run(home.python().arg("crates/testkit/goldens/make_encoder.py"))?;
     Ok(true)
+}
+
+/// The training rows of Banking77.
+pub(crate) fn banking77_rows() -> Result<PathBuf> {
+    Home::find()?.banking77("train.jsonl")
 }
 
 /// Where the peers and the data are.
@@ -195,13 +240,39 @@ impl Home {
 
     /// A file of Banking77.
     fn banking77(&self, name: &str) -> Result<PathBuf> {
-        let path = self.shared.join("data/banking77").join(name);
+        self.data(&format!("banking77/{name}"))
+    }
+
+    /// A file of the shared data.
+    fn data(&self, name: &str) -> Result<PathBuf> {
+        let path = self.shared.join("data").join(name);
         ensure!(
             path.is_file(),
             "{} is missing; point BANTAM_SHARED at the folder that holds `data/`",
             path.display()
         );
         Ok(path)
+    }
+
+    /// `gguf` with every matrix in one type, in `dir`, made if need be.
+    fn requantised(&self, gguf: &Path, kind: &str, dir: &Path) -> Result<PathBuf> {
+        let name = gguf.file_name().map(|name| name.to_string_lossy());
+        let name = name.as_deref().unwrap_or_default();
+        let stem = name.split('.').next().unwrap_or_default();
+        let out = dir.join(format!("{stem}.{kind}.gguf"));
+        if !out.is_file() {
+            std::fs::create_dir_all(dir)?;
+            let half = out.with_extension("half");
+            sh::run(
+                self.python()
+                    .arg(self.script("requant.py")?)
+                    .arg(gguf)
+                    .arg(kind)
+                    .arg(&half),
+            )?;
+            std::fs::rename(&half, &out)?;
+        }
+        Ok(out)
     }
 }
 

@@ -1,12 +1,12 @@
 //! `kill -9` at any moment, then the same command: the run ends with the bytes of an uninterrupted one.
 //!
-//! The tiny model is trained to the end once. Then the same training is killed again and again, each time a
+//! A model is trained to the end once. Then the same training is killed again and again, each time a
 //! random number of steps after it went on, until it ends by itself; the adapter's sha256 must agree, at one
 //! thread and at two.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -15,43 +15,146 @@ use bantam_testkit::tiny;
 use serde_json::Value;
 
 use crate::bantam::Bantam;
+use crate::peers;
 use crate::sh;
 
-/// Steps of each run; enough that every kill lands in the middle.
-const STEPS: u64 = 40;
 /// Kills in a run, if it does not end before.
 const KILLS: usize = 5;
 
 /// Checkpoints every third step, so that most kills lose some work.
 const RECIPE: &str = "[checkpoint]\nevery_steps = 3\n";
 
+/// A training that is done again and again.
+pub(crate) struct Task {
+    /// Where the runs go.
+    dir: PathBuf,
+    base: String,
+    train: PathBuf,
+    system: &'static str,
+    rank: usize,
+    lr: &'static str,
+    /// Steps of each run; enough that every kill lands in the middle.
+    steps: u64,
+    /// Whether the base is in the user's cache.
+    with_cache: bool,
+}
+
+impl Task {
+    /// The tiny model on the tiny rows in `world`.
+    pub(crate) fn tiny(world: &Path) -> Task {
+        Task {
+            dir: world.to_path_buf(),
+            base: world.join("model").to_string_lossy().into_owned(),
+            train: world.join("train.jsonl"),
+            system: tiny::SYSTEM,
+            rank: 4,
+            lr: "1e-2",
+            steps: 40,
+            with_cache: false,
+        }
+    }
+
+    /// A real model on the first steps of Banking77.
+    pub(crate) fn banking77(base: &str) -> Result<Task> {
+        let dir = sh::target().join("xtask").join("exact");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).with_context(|| format!("cannot clear {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir)?;
+        Ok(Task {
+            dir,
+            base: base.to_owned(),
+            train: peers::banking77_rows()?,
+            system: peers::BANKING77_SYSTEM,
+            rank: 16,
+            lr: "1e-3",
+            steps: 16,
+            with_cache: true,
+        })
+    }
+
+    fn command(&self, bantam: &Bantam, out: &Path, threads: usize) -> Command {
+        let (train, recipe) = (self.train.to_string_lossy(), self.dir.join("recipe.toml"));
+        let (recipe, out) = (recipe.to_string_lossy(), out.to_string_lossy());
+        let [rank, steps, threads] =
+            [self.rank as u64, self.steps, threads as u64].map(|n| n.to_string());
+        let words = [
+            "train",
+            "--base",
+            &self.base,
+            "--train",
+            &train,
+            "--recipe",
+            &recipe,
+            "--out",
+            &out,
+            "--system",
+            self.system,
+            "--rank",
+            &rank,
+            "--lr",
+            self.lr,
+            "--batch",
+            "8",
+            "--epochs",
+            "4",
+            "--max-steps",
+            &steps,
+            "--seed",
+            "0",
+            "--threads",
+            &threads,
+        ];
+        if self.with_cache {
+            bantam.command_with_cache(&words)
+        } else {
+            bantam.command(&words)
+        }
+    }
+
+    /// Runs the training to its end; the sha256 of the adapter, as reported.
+    fn finish(&self, bantam: &Bantam, out: &Path, threads: usize) -> Result<String> {
+        let mut command = self.command(bantam, out, threads);
+        let report = sh::last_json(&sh::capture(command.arg("--json"))?)?;
+        let sha256 = report["sha256"]
+            .as_str()
+            .with_context(|| format!("no sha256 in {report}"))?;
+        Ok(sha256.to_owned())
+    }
+}
+
 /// What a killed training must agree with.
 pub(crate) struct Reference {
-    world: PathBuf,
+    task: Task,
     sha256: String,
 }
 
-/// Trains to the end with one thread.
-pub(crate) fn uninterrupted(bantam: &Bantam, world: &Path) -> Result<Reference> {
-    fs::write(world.join("recipe.toml"), RECIPE)?;
-    let sha256 = finish(bantam, world, &world.join("whole"), 1)?;
-    Ok(Reference {
-        world: world.to_path_buf(),
-        sha256,
-    })
+impl Reference {
+    /// The digest of the adapter.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
+    }
 }
 
-/// Two threads, no kill: the same bytes.
-pub(crate) fn same_bits_with_two_threads(bantam: &Bantam, reference: &Reference) -> Result<()> {
-    let sha256 = finish(
-        bantam,
-        &reference.world,
-        &reference.world.join("whole-2"),
-        2,
-    )?;
+/// Trains to the end with one thread.
+pub(crate) fn uninterrupted(bantam: &Bantam, task: Task) -> Result<Reference> {
+    fs::write(task.dir.join("recipe.toml"), RECIPE)?;
+    let sha256 = task.finish(bantam, &task.dir.join("whole"), 1)?;
+    Ok(Reference { task, sha256 })
+}
+
+/// So many threads, no kill: the same bytes.
+pub(crate) fn same_bits_with_threads(
+    bantam: &Bantam,
+    reference: &Reference,
+    threads: usize,
+) -> Result<()> {
+    let task = &reference.task;
+    let out = task.dir.join(format!("whole-{threads}"));
+    let sha256 = task.finish(bantam, &out, threads)?;
     ensure!(
         sha256 == reference.sha256,
-        "one thread gives {}, two give {sha256}",
+        "one thread gives {}, {threads} give {sha256}",
         reference.sha256
     );
     Ok(())
@@ -64,13 +167,14 @@ pub(crate) fn killed_and_resumed(
     threads: usize,
     seed: u64,
 ) -> Result<()> {
-    let out = reference.world.join(format!("killed-{threads}-{seed}"));
+    let task = &reference.task;
+    let out = task.dir.join(format!("killed-{threads}-{seed}"));
     let mut rng = Rng::new(seed);
     let mut n_killed = 0;
     for _ in 0..KILLS {
         let before = steps_done(&out);
-        let kill_at = before + 1 + rng.below(STEPS as usize / 4) as u64;
-        if !kill_at_step(bantam, &reference.world, &out, threads, kill_at)? {
+        let kill_at = before + 1 + rng.below(task.steps as usize / 4) as u64;
+        if !kill_at_step(task, bantam, &out, threads, kill_at)? {
             break; // It was faster than the eye on it.
         }
         n_killed += 1;
@@ -83,7 +187,7 @@ pub(crate) fn killed_and_resumed(
         n_killed > 0,
         "the training ended before it could be killed once"
     );
-    let sha256 = finish(bantam, &reference.world, &out, threads)?;
+    let sha256 = task.finish(bantam, &out, threads)?;
     ensure!(
         sha256 == reference.sha256,
         "uninterrupted: {}, killed {n_killed} times: {sha256}",
@@ -91,60 +195,21 @@ pub(crate) fn killed_and_resumed(
     );
     let steps: Vec<u64> = events(&out)?.iter().filter_map(step_of).collect();
     ensure!(
-        steps.iter().copied().eq(1..=STEPS),
+        steps.iter().copied().eq(1..=task.steps),
         "events.jsonl tells the steps {steps:?}"
     );
     Ok(())
 }
 
-fn arguments(world: &Path, out: &Path, threads: usize) -> Vec<String> {
-    let path = |name: &str| world.join(name).to_string_lossy().into_owned();
-    let words = [
-        "train",
-        "--base",
-        &path("model"),
-        "--train",
-        &path("train.jsonl"),
-        "--recipe",
-        &path("recipe.toml"),
-    ];
-    let mut all: Vec<String> = words.iter().map(|w| (*w).to_owned()).collect();
-    for (flag, value) in [
-        ("--out", out.to_string_lossy().into_owned()),
-        ("--system", tiny::SYSTEM.to_owned()),
-        ("--rank", "4".into()),
-        ("--lr", "1e-2".into()),
-        ("--batch", "8".into()),
-        ("--epochs", "4".into()),
-        ("--max-steps", STEPS.to_string()),
-        ("--seed", "0".into()),
-        ("--threads", threads.to_string()),
-    ] {
-        all.extend([flag.to_owned(), value]);
-    }
-    all
-}
-
-/// Runs the training to its end; the sha256 of the adapter, as reported.
-fn finish(bantam: &Bantam, world: &Path, out: &Path, threads: usize) -> Result<String> {
-    let words = arguments(world, out, threads);
-    let report = bantam.json(&words.iter().map(String::as_str).collect::<Vec<_>>())?;
-    let sha256 = report["sha256"]
-        .as_str()
-        .with_context(|| format!("no sha256 in {report}"))?;
-    Ok(sha256.to_owned())
-}
-
 /// Starts the training and kills it as soon as its event log tells of step `kill_at`; false if it ended first.
 fn kill_at_step(
+    task: &Task,
     bantam: &Bantam,
-    world: &Path,
     out: &Path,
     threads: usize,
     kill_at: u64,
 ) -> Result<bool> {
-    let words = arguments(world, out, threads);
-    let mut command = bantam.command(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut command = task.command(bantam, out, threads);
     let mut child = command
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

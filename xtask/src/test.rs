@@ -205,15 +205,13 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
 fn kill_and_resume(tally: &mut Tally, bantam: &Bantam) {
     let mut reference = None;
     tally.check("the tiny model trains to the end", || {
-        reference = Some(resume::uninterrupted(
-            bantam,
-            &bantam::tiny_world("resume")?,
-        )?);
+        let task = resume::Task::tiny(&bantam::tiny_world("resume")?);
+        reference = Some(resume::uninterrupted(bantam, task)?);
         Ok(())
     });
     let Some(reference) = reference else { return };
     tally.check("two threads give the same bytes as one", || {
-        resume::same_bits_with_two_threads(bantam, &reference)
+        resume::same_bits_with_threads(bantam, &reference, 2)
     });
     for (threads, seed) in [(1, 1), (2, 2), (2, 3)] {
         tally.check(

@@ -223,6 +223,8 @@ pub(crate) enum MetricArg {
     Label,
     /// Longest common subsequence of words, F1
     RougeL,
+    /// How well the model predicts a plain text, in windows of 512 tokens
+    Perplexity,
 }
 
 /// `bantam eval`
@@ -231,7 +233,7 @@ pub(crate) struct EvalArgs {
     /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
     #[arg(long, value_name = "NAME|PATH|RUN")]
     pub(crate) model: String,
-    /// Test rows, in any of the shapes `bantam train` reads
+    /// Test rows, in any of the shapes `bantam train` reads; for perplexity, plain text
     #[arg(long, value_name = "FILE")]
     pub(crate) data: PathBuf,
     /// How answers are compared with the references [default: from the rows]
@@ -246,9 +248,12 @@ pub(crate) struct EvalArgs {
     /// Let the model answer only one of the labels in this file, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) labels: Option<PathBuf>,
-    /// Score at most this many rows
+    /// Score at most this many rows, or windows of a text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,
+    /// For perplexity: compare with the same weights computed in f32 as well
+    #[arg(long)]
+    pub(crate) against_f32: bool,
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) max_tokens: u32,
@@ -405,6 +410,10 @@ pub(crate) struct BenchArgs {
     /// Three rounds instead of five, without the longest measurements
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Instead of measuring, answer 64 requests of every kind with 1, 2 and 4 threads, alone and together, with caches
+    /// and guesses on and off, and compare the digests of all logits and answers
+    #[arg(long, conflicts_with = "only")]
+    pub(crate) same_bits: bool,
     /// Give one answer and say when: what `start` runs, each time in a process of its own
     #[arg(long, hide = true)]
     pub(crate) one_answer: bool,

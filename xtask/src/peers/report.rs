@@ -13,6 +13,8 @@ struct Line {
     what: String,
     value: f64,
     bound: Option<Bound>,
+    /// Where the value is a ratio: ours, theirs, and what would be better still.
+    sides: Option<(f64, f64, f64)>,
 }
 
 /// What a value must satisfy. NaN satisfies nothing.
@@ -49,6 +51,7 @@ impl Report {
             what: what.into(),
             value,
             bound: Some(bound),
+            sides: None,
         });
     }
 
@@ -58,6 +61,49 @@ impl Report {
             what: what.into(),
             value,
             bound: None,
+            sides: None,
+        });
+    }
+
+    /// Ours over theirs, to be at least `target`, better at least `stretch`.
+    pub(super) fn ratio(
+        &mut self,
+        what: impl Into<String>,
+        (ours, theirs): (f64, f64),
+        target: f64,
+        stretch: f64,
+    ) {
+        self.lines.push(Line {
+            what: what.into(),
+            value: ours / theirs,
+            bound: Some(Bound::Min(target)),
+            sides: Some((ours, theirs, stretch)),
+        });
+    }
+
+    /// Ours over theirs, to be at most `target`, better at most `stretch`.
+    pub(super) fn share(
+        &mut self,
+        what: impl Into<String>,
+        (ours, theirs): (f64, f64),
+        target: f64,
+        stretch: f64,
+    ) {
+        self.lines.push(Line {
+            what: what.into(),
+            value: ours / theirs,
+            bound: Some(Bound::Max(target)),
+            sides: Some((ours, theirs, stretch)),
+        });
+    }
+
+    /// Ours beside theirs, without a target.
+    pub(super) fn beside(&mut self, what: impl Into<String>, (ours, theirs): (f64, f64)) {
+        self.lines.push(Line {
+            what: what.into(),
+            value: ours / theirs,
+            bound: None,
+            sides: Some((ours, theirs, f64::NAN)),
         });
     }
 
@@ -71,10 +117,12 @@ impl Report {
         self.lines.iter().all(Line::passed)
     }
 
-    /// Prints the table and the JSON line; whether every bound holds.
-    pub(super) fn print(&self) -> bool {
-        println!("\n{}", self.name);
-        for line in &self.lines {
+    /// Prints the table (unless JSON alone is wanted) and the JSON line; whether every bound holds.
+    pub(super) fn print(&self, json_only: bool) -> bool {
+        if !json_only {
+            println!("\n{}", self.name);
+        }
+        for line in self.lines.iter().filter(|_| !json_only) {
             println!(
                 "  {:<52} {:>12}  {}",
                 line.what,
@@ -98,10 +146,21 @@ impl Line {
 
     fn verdict(&self) -> String {
         let word = if self.passed() { "PASS" } else { "FAIL" };
+        let (ours, stretch) = match self.sides {
+            None => (String::new(), String::new()),
+            Some((ours, theirs, stretch)) => (
+                format!("{} against {}  ", number(ours), number(theirs)),
+                format!(", better {}", number(stretch)),
+            ),
+        };
         match self.bound {
-            None => String::new(),
-            Some(Bound::Max(limit)) => format!("{word}  (at most {})", number(limit)),
-            Some(Bound::Min(limit)) => format!("{word}  (at least {})", number(limit)),
+            None => ours,
+            Some(Bound::Max(limit)) => {
+                format!("{word}  {ours}(at most {}{stretch})", number(limit))
+            }
+            Some(Bound::Min(limit)) => {
+                format!("{word}  {ours}(at least {}{stretch})", number(limit))
+            }
         }
     }
 
@@ -111,7 +170,13 @@ impl Line {
             Some(Bound::Min(limit)) => (None, Some(limit)),
             None => (None, None),
         };
-        json!({"what": self.what, "value": self.value, "at_most": at_most, "at_least": at_least, "passed": self.passed()})
+        let mut line = json!({"what": self.what, "value": self.value, "at_most": at_most, "at_least": at_least, "passed": self.passed()});
+        if let Some((ours, theirs, stretch)) = self.sides {
+            line["bantam"] = ours.into();
+            line["peer"] = theirs.into();
+            line["stretch"] = stretch.is_finite().then_some(stretch).into();
+        }
+        line
     }
 }
 

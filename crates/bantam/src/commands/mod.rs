@@ -8,6 +8,7 @@ mod eval;
 mod export;
 mod inspect;
 mod models;
+mod perplexity;
 mod pull;
 mod serve;
 pub(crate) mod train;
@@ -67,6 +68,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Models(settings) => models::run(context, &settings),
         Action::Train(settings) => train::run(context, &settings),
         Action::Eval(settings) => eval::run(context, &settings),
+        Action::Perplexity(settings) => perplexity::run(context, &settings),
         Action::Chat(settings) => chat::run(context, &settings),
         Action::Serve(settings) => serve::run(context, &settings),
         Action::Embed(settings) => embed::run(context, &settings),

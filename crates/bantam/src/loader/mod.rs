@@ -170,7 +170,8 @@ impl Base {
         self.weights_as(&Compute::detect(), Weights::Bf16, trainable)
     }
 
-    fn weights_as(
+    /// Loads the weights to answer with.
+    pub(crate) fn weights_as(
         &self,
         compute: &Compute,
         weights: Weights,
@@ -226,13 +227,17 @@ impl Loaded {
     /// Loads weights and adapter.
     pub(crate) fn load(&self, compute: &Compute, weights: Weights) -> anyhow::Result<Llama> {
         let model = self.base.weights_as(compute, weights, false)?;
-        let adapter = self.adapter.as_ref().map(|adapter| {
-            let mut lora = Lora::new(adapter.config.clone(), model.config());
-            lora.params.clone_from(&adapter.params);
-            lora.refresh();
-            Arc::new(lora)
-        });
+        let adapter = self.lora(model.config()).map(Arc::new);
         Ok(Llama::new(Arc::new(model), adapter, compute.clone()))
+    }
+
+    /// The adapter of the run it is, ready to be computed with.
+    pub(crate) fn lora(&self, model: &ModelConfig) -> Option<Lora<f32>> {
+        let adapter = self.adapter.as_ref()?;
+        let mut lora = Lora::new(adapter.config.clone(), model);
+        lora.params.clone_from(&adapter.params);
+        lora.refresh();
+        Some(lora)
     }
 
     /// Writes base and adapter as one model.

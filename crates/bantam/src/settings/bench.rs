@@ -13,6 +13,8 @@ pub(crate) struct BenchSettings {
     parts: Vec<BenchPart>,
     /// Fewer rounds, and not the longest measurements.
     pub(crate) quick: bool,
+    /// Compare digests instead of measuring.
+    pub(crate) same_bits: bool,
     /// Give one answer and say when, for the process that measures.
     pub(crate) one_answer: bool,
     /// How weights are held.
@@ -29,6 +31,7 @@ impl BenchSettings {
             model: args.model,
             parts: args.only,
             quick: args.quick,
+            same_bits: args.same_bits,
             one_answer: args.one_answer,
             weights: args.weights.weights.into(),
             threads: threads(args.threads),

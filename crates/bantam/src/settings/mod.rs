@@ -21,8 +21,8 @@ mod work;
 
 pub(crate) use self::bench::BenchSettings;
 pub(crate) use self::work::{
-    ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, ServeSettings,
-    TrainMode, TrainSettings,
+    ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, PerplexitySettings,
+    ServeSettings, TrainMode, TrainSettings,
 };
 
 /// The environment as it was when the process began.
@@ -176,6 +176,8 @@ pub(crate) enum Action {
     Train(Box<TrainSettings>),
     /// `bantam eval`
     Eval(EvalSettings),
+    /// `bantam eval --metric perplexity`
+    Perplexity(PerplexitySettings),
     /// `bantam chat`
     Chat(ChatSettings),
     /// `bantam serve`
@@ -325,7 +327,10 @@ impl Action {
             Command::Export(args) => Self::Export(ExportSettings::resolve(args)),
             Command::Bench(args) => Self::Bench(BenchSettings::resolve(args)),
             Command::Train(args) => Self::Train(Box::new(TrainSettings::resolve(*args)?)),
-            Command::Eval(args) => Self::Eval(EvalSettings::resolve(args)),
+            Command::Eval(args) => match PerplexitySettings::resolve(&args)? {
+                Some(settings) => Self::Perplexity(settings),
+                None => Self::Eval(EvalSettings::resolve(args)),
+            },
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
             Command::Serve(args) => Self::Serve(ServeSettings::resolve(args)?),
             Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),

@@ -182,6 +182,62 @@ pub(crate) enum ConstraintChoice {
     Labels(PathBuf),
 }
 
+/// `bantam eval --metric perplexity`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PerplexitySettings {
+    /// The model's name or path.
+    pub(crate) model: String,
+    /// The text.
+    pub(crate) data: PathBuf,
+    /// Compare with the same weights in f32.
+    pub(crate) against_f32: bool,
+    /// Most windows.
+    pub(crate) limit: usize,
+    /// How weights are held.
+    pub(crate) weights: Weights,
+    /// Threads to compute with.
+    pub(crate) threads: usize,
+    /// End with one JSON object.
+    pub(crate) json: bool,
+}
+
+impl PerplexitySettings {
+    /// The settings, if this metric was asked for; flags that mean nothing to it are refused.
+    pub(super) fn resolve(args: &EvalArgs) -> anyhow::Result<Option<Self>> {
+        if args.metric != Some(MetricArg::Perplexity) {
+            return if args.against_f32 {
+                Err(advise(
+                    anyhow!("`--against-f32` compares perplexities"),
+                    "add `--metric perplexity`, and a plain text as `--data`",
+                ))
+            } else {
+                Ok(None)
+            };
+        }
+        let meaningless = [
+            ("--schema", args.schema.is_some()),
+            ("--labels", args.labels.is_some()),
+            ("--system", args.system.is_some()),
+            ("--rows-out", args.rows_out.is_some()),
+        ];
+        if let Some((flag, _)) = meaningless.into_iter().find(|(_, given)| *given) {
+            return Err(advise(
+                anyhow!("perplexity asks the model nothing, so `{flag}` means nothing to it"),
+                format!("leave out `{flag}`"),
+            ));
+        }
+        Ok(Some(Self {
+            model: args.model.clone(),
+            data: args.data.clone(),
+            against_f32: args.against_f32,
+            limit: count(args.limit),
+            weights: args.weights.weights.into(),
+            threads: threads(args.threads),
+            json: args.json.json,
+        }))
+    }
+}
+
 impl EvalSettings {
     pub(super) fn resolve(args: EvalArgs) -> Self {
         let constraint = match (args.schema, args.labels) {
@@ -189,11 +245,13 @@ impl EvalSettings {
             (None, Some(path)) => ConstraintChoice::Labels(path),
             (None, None) => ConstraintChoice::Free,
         };
-        let metric = args.metric.map(|metric| match metric {
-            MetricArg::Exact => Metric::Exact,
-            MetricArg::Json => Metric::Json,
-            MetricArg::Label => Metric::Label,
-            MetricArg::RougeL => Metric::RougeL,
+        let metric = args.metric.and_then(|metric| match metric {
+            MetricArg::Exact => Some(Metric::Exact),
+            MetricArg::Json => Some(Metric::Json),
+            MetricArg::Label => Some(Metric::Label),
+            MetricArg::RougeL => Some(Metric::RougeL),
+            // Has settings of its own.
+            MetricArg::Perplexity => None,
         });
         Self {
             model: args.model,

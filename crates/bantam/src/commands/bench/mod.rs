@@ -5,6 +5,7 @@
 
 mod load;
 mod products;
+mod same_bits;
 mod samples;
 mod start;
 
@@ -17,7 +18,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use self::load::{Load, Measure};
-use self::products::Product;
+use self::products::{Peaks, Product};
 use self::samples::{Samples, Spread};
 use super::Context;
 use crate::args::BenchPart;
@@ -32,6 +33,7 @@ use crate::settings::BenchSettings;
 struct Report<'a> {
     model: &'a str,
     version: &'static str,
+    weights: &'static str,
     threads: usize,
     isa: &'static str,
     /// Size of the model's files.
@@ -42,6 +44,7 @@ struct Report<'a> {
     /// Memory of the process that measured, with as many answers at once as there were.
     peak_rss_all_mb: u64,
     spread: BTreeMap<String, Spread>,
+    peaks: Option<Peaks>,
     products: Vec<Product>,
 }
 
@@ -68,6 +71,9 @@ impl Figure {
 pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result<()> {
     if settings.one_answer {
         return start::answer(context, settings);
+    }
+    if settings.same_bits {
+        return same_bits::run(context, settings);
     }
     let printer = &context.printer;
     let cancel = interrupt::watch()?;
@@ -123,12 +129,14 @@ pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result
     drop(bar);
     figures.extend(starts);
     drop(load);
-    let products = if settings.wants(BenchPart::Kernels) {
+    let (mut peaks, mut products) = (None, Vec::new());
+    if settings.wants(BenchPart::Kernels) {
         let _spinner = Progress::spinner(printer, "measuring products");
-        products::measure(&config, &compute, settings.rounds())
-    } else {
-        Vec::new()
-    };
+        let (files, rounds) = (&loaded.base.files, settings.rounds());
+        let machine = Peaks::measure(&compute);
+        products = products::measure(files, &config, settings.weights, &machine, &compute, rounds);
+        peaks = Some(machine);
+    }
 
     let spreads = figures
         .iter()
@@ -136,6 +144,7 @@ pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result
     let report = Report {
         model: &settings.model,
         version: env!("CARGO_PKG_VERSION"),
+        weights: settings.weights.name(),
         threads: settings.threads,
         isa: compute.isa().name(),
         model_bytes: loader::bytes(loaded.base.files.path()),
@@ -145,6 +154,7 @@ pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result
             .collect(),
         peak_rss_all_mb: peak_rss_mb(),
         spread: spreads.collect(),
+        peaks,
         products,
     };
     if settings.json {
@@ -171,9 +181,10 @@ fn measures() -> [(BenchPart, Measure, bool); 8] {
 fn show(printer: &Printer, report: &Report<'_>, figures: &[Figure]) -> anyhow::Result<()> {
     let style = printer.out_style();
     printer.line(style.bold(&format!(
-        "{}, {}, {} threads, {}",
+        "{}, {}, weights {}, {} threads, {}",
         report.model,
         printer::bytes(report.model_bytes),
+        report.weights,
         report.threads,
         report.isa
     )))?;
@@ -191,7 +202,12 @@ fn show(printer: &Printer, report: &Report<'_>, figures: &[Figure]) -> anyhow::R
             table.row([figure.title.clone(), median, figure.unit.into(), min, max]);
         }
     }
-    printer.line(table.render(style))?;
+    if figures
+        .iter()
+        .any(|figure| figure.samples.spread().is_some())
+    {
+        printer.line(table.render(style))?;
+    }
     if report.products.is_empty() {
         return Ok(());
     }
@@ -202,18 +218,28 @@ fn show(printer: &Printer, report: &Report<'_>, figures: &[Figure]) -> anyhow::R
         ("us", Align::Right),
         ("GB/s", Align::Right),
         ("GOP/s", Align::Right),
+        ("of peak", Align::Right),
     ]);
     for p in &report.products {
         table.row([
             format!("{} [{} x {}]", p.what, p.n, p.k),
-            p.weights.into(),
+            p.weights.clone(),
             p.m.to_string(),
             short(p.us),
             short(p.gb_s),
             short(p.gop_s),
+            format!("{:.0}%", 100.0 * p.peak_share),
         ]);
     }
     printer.line(format!("\n{}", table.render(style)))?;
+    if let Some(peaks) = &report.peaks {
+        printer.line(format!(
+            "peaks: int8 {} GOP/s, bf16 {} GOP/s, reading {} GB/s",
+            short(peaks.int8_gop_s),
+            short(peaks.bf16_gop_s),
+            short(peaks.read_gb_s)
+        ))?;
+    }
     Ok(())
 }
 
