@@ -34,8 +34,8 @@ use rows::{Record, TILE};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Tiles of `X` that a task takes: 258 rows, whose records fit L2.
-const TASK_TILES: usize = 43;
+/// Tiles of `X` that a task takes: 132 rows, whose records take a part of L2.
+const TASK_TILES: usize = 22;
 /// Weights that a task reads in one go: long enough to stream, short enough that threads end
 /// together.
 const TASK_BYTES: usize = 48 << 10;

@@ -21,20 +21,22 @@ use std::arch::x86_64::*;
 /// # Safety
 /// The CPU has AVX-512 BW; the panel holds the lines of `n_steps` steps.
 pub(super) unsafe fn widen(format: Format, panel: &[Line], n_steps: usize, out: &mut Vec<Line>) {
-    match format {
-        // SAFETY: the caller vouches for all of it.
-        Format::Q4_0 => unsafe { widen_as::<Q4_0>(panel, n_steps, out) },
-        Format::Q4_1 => unsafe { widen_as::<Q4_1>(panel, n_steps, out) },
-        Format::Q5_0 => unsafe { widen_as::<Q5_0>(panel, n_steps, out) },
-        Format::Q5_1 => unsafe { widen_as::<Q5_1>(panel, n_steps, out) },
-        Format::Q8_0 => unsafe { widen_as::<Q8_0>(panel, n_steps, out) },
-        Format::Q2_K => unsafe { widen_as::<Q2_K>(panel, n_steps, out) },
-        Format::Q3_K => unsafe { widen_as::<Q3_K>(panel, n_steps, out) },
-        Format::Q4_K => unsafe { widen_as::<Q4_K>(panel, n_steps, out) },
-        Format::Q5_K => unsafe { widen_as::<Q5_K>(panel, n_steps, out) },
-        Format::Q6_K => unsafe { widen_as::<Q6_K>(panel, n_steps, out) },
-        Format::F32 | Format::F16 | Format::BF16 => {
-            unreachable!("a plain format is never packed")
+    // SAFETY: the caller vouches for all of it.
+    unsafe {
+        match format {
+            Format::Q4_0 => widen_as::<Q4_0>(panel, n_steps, out),
+            Format::Q4_1 => widen_as::<Q4_1>(panel, n_steps, out),
+            Format::Q5_0 => widen_as::<Q5_0>(panel, n_steps, out),
+            Format::Q5_1 => widen_as::<Q5_1>(panel, n_steps, out),
+            Format::Q8_0 => widen_as::<Q8_0>(panel, n_steps, out),
+            Format::Q2_K => widen_as::<Q2_K>(panel, n_steps, out),
+            Format::Q3_K => widen_as::<Q3_K>(panel, n_steps, out),
+            Format::Q4_K => widen_as::<Q4_K>(panel, n_steps, out),
+            Format::Q5_K => widen_as::<Q5_K>(panel, n_steps, out),
+            Format::Q6_K => widen_as::<Q6_K>(panel, n_steps, out),
+            Format::F32 | Format::F16 | Format::BF16 => {
+                unreachable!("a plain format is never packed")
+            }
         }
     }
 }
