@@ -12,7 +12,8 @@ pub enum Recompute {
     None,
     /// Of the first so many. (The last need not be: the way back begins with them.)
     First(usize),
-    /// Of every layer: a quarter more time, an eighth of the activations.
+    /// Of every layer: only each layer's input is kept, and all of a forward pass but the last
+    /// products of the MLPs is done twice.
     EveryLayer,
 }
 
