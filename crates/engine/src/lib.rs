@@ -29,6 +29,7 @@ pub mod exact;
 mod llama;
 mod lm;
 mod mask;
+mod memory;
 mod output;
 mod plan;
 mod prefix;

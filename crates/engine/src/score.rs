@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Start, guard};
+use crate::engine::guard;
+use crate::memory::Start;
 use crate::sampler::{Scratch, log_sum};
 use crate::{AdapterId, Engine, LanguageModel, RequestError, Span, SubmitError, Wants};
 
