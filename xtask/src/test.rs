@@ -210,10 +210,13 @@ fn kill_and_resume(tally: &mut Tally, bantam: &Bantam) {
         Ok(())
     });
     let Some(reference) = reference else { return };
-    tally.check("two threads give the same bytes as one", || {
-        resume::same_bits_with_threads(bantam, &reference, 2)
-    });
-    for (threads, seed) in [(1, 1), (2, 2), (2, 3)] {
+    for threads in [2, 4] {
+        tally.check(
+            &format!("{threads} threads give the same bytes as one"),
+            || resume::same_bits_with_threads(bantam, &reference, threads),
+        );
+    }
+    for (threads, seed) in [(1, 1), (2, 2), (4, 3)] {
         tally.check(
             &format!("killed and resumed with {threads} threads, seed {seed}: the same bytes"),
             || resume::killed_and_resumed(bantam, &reference, threads, seed),

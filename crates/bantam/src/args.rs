@@ -175,6 +175,12 @@ pub(crate) struct TrainArgs {
     /// System message put before every row that has none
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
+    /// Most memory, in MiB: decides how many tokens a backward pass takes
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) memory_mb: Option<u64>,
+    /// Compute each row whole, even where the rows of a batch begin alike
+    #[arg(long)]
+    pub(crate) no_share_prefixes: bool,
     /// Rank of the adapter
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) rank: Option<u32>,
@@ -199,11 +205,17 @@ pub(crate) struct TrainArgs {
     /// Stop after this many optimiser steps
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) max_steps: Option<u64>,
+    /// Go on with a run that another version of bantam began, or another instruction set: as good a result, other bits
+    #[arg(long)]
+    pub(crate) allow_other_machine: bool,
     /// Train on these batches, a JSON list of lists of row numbers from 0: to compare with another trainer
     #[arg(long, value_name = "FILE", hide = true, requires = "out")]
     pub(crate) order: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
+    /// Say what the run would take (steps, tokens, time, memory), and train nothing
+    #[arg(long, conflicts_with_all = ["preview", "order"])]
+    pub(crate) dry_run: bool,
     /// Print the first N rendered rows with the loss mask visible, and train nothing
     #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "3", require_equals = true,
           value_parser = clap::value_parser!(u32).range(1..))]

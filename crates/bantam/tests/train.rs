@@ -140,11 +140,16 @@ fn the_report_has_the_documented_fields_and_an_adapter() {
         [
             "rows",
             "tokens",
+            "computed_tokens",
             "train_s",
+            "valid_s",
+            "checkpoint_s",
             "tok_per_s",
+            "computed_tok_per_s",
             "rows_per_s",
             "last_loss",
             "valid_loss",
+            "dropped",
             "peak_rss_mb",
             "adapter",
             "sha256"
@@ -183,6 +188,15 @@ fn the_report_has_the_documented_fields_and_an_adapter() {
 
 #[test]
 fn ctrl_c_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
+    stopped_by(rustix::process::Signal::INT);
+}
+
+#[test]
+fn a_polite_kill_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
+    stopped_by(rustix::process::Signal::TERM);
+}
+
+fn stopped_by(signal: rustix::process::Signal) {
     let world = World::new();
     let arguments = |out| ["--out", out, "--max-steps", "150", "--batch", "4", "--json"];
     let whole = json(&world.train(&arguments("whole")).output().unwrap());
@@ -201,7 +215,7 @@ fn ctrl_c_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     let process = rustix::process::Pid::from_child(&child);
-    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
+    rustix::process::kill_process(process, signal).unwrap();
     let stopped = child.wait_with_output().unwrap();
     let text = String::from_utf8_lossy(&stopped.stderr).into_owned();
     assert_eq!(stopped.status.code(), Some(130), "{text}");
@@ -259,4 +273,116 @@ fn a_run_begins_from_the_adapter_it_is_given() {
         differs.contains("`lora.alpha` is 3, but the adapter to begin from has 8"),
         "{differs}"
     );
+}
+
+#[test]
+fn a_poisoned_row_is_named_and_the_run_is_the_one_without_it() {
+    let world = World::new();
+    // Sixty-three rows that agree, and one of noise, which is first met when the others are learnt.
+    let rows = std::fs::read_to_string(world.at("train.jsonl")).unwrap();
+    let mut rows: Vec<String> = rows.lines().map(str::to_owned).collect();
+    let noise: String = (0..40u32)
+        .map(|i| char::from(b'!' + (i * 53 % 90) as u8))
+        .collect();
+    rows[63] = serde_json::json!({"text": "where is the rain?", "label": noise}).to_string();
+    std::fs::write(world.at("train.jsonl"), rows.join("\n") + "\n").unwrap();
+    let mut order: Vec<Vec<usize>> = (0..80)
+        .map(|step| (0..8).map(|i| (8 * step + i) % 63).collect())
+        .collect();
+    order.extend([vec![0, 9, 63, 20], vec![1, 2, 3, 63, 4]]);
+    order.extend(order[..4].to_vec());
+    std::fs::write(
+        world.at("order.json"),
+        serde_json::to_string(&order).unwrap(),
+    )
+    .unwrap();
+    std::fs::write(world.at("skip.toml"), "[data]\nskip_lines = [64]\n").unwrap();
+    let arguments = |out, threads, more: &[&'static str]| {
+        let all = [
+            "--out",
+            out,
+            "--order",
+            "order.json",
+            "--lr",
+            "1e-2",
+            "--json",
+        ];
+        let all = [&all[..], &["--rank", "4", "--threads", threads], more].concat();
+        world.train(&all).output().unwrap()
+    };
+    let output = arguments("poisoned", "1", &[]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        words.contains("train.jsonl:64: left out from now on (step 81): its loss is "),
+        "{words}"
+    );
+    let poisoned = json(&output);
+    assert_eq!(poisoned["dropped"], serde_json::json!(["train.jsonl:64"]));
+    let without = json(&arguments("without", "2", &["--recipe", "skip.toml"]));
+    assert_eq!(without["dropped"], serde_json::json!([]));
+    assert_eq!(poisoned["sha256"], without["sha256"]);
+}
+
+#[test]
+fn a_dry_run_estimates_and_leaves_nothing() {
+    let world = World::new();
+    let arguments = [
+        "--valid",
+        "valid.jsonl",
+        "--epochs",
+        "2",
+        "--batch",
+        "8",
+        "--dry-run",
+    ];
+    let report = json(
+        &world
+            .train(&[&arguments[..], &["--json"]].concat())
+            .output()
+            .unwrap(),
+    );
+    let keys: Vec<&str> = report
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        keys,
+        [
+            "steps",
+            "rows",
+            "tokens",
+            "computed_tokens",
+            "params",
+            "micro_tokens",
+            "tok_per_s",
+            "train_s",
+            "valid_s",
+            "peak_rss_mb"
+        ]
+    );
+    assert_eq!(
+        (report["steps"].as_u64(), report["rows"].as_u64()),
+        (Some(16), Some(128))
+    );
+    let n = |key: &str| report[key].as_f64().unwrap();
+    assert!(n("computed_tokens") < n("tokens") && n("train_s") > 0.0 && n("valid_s") > 0.0);
+    // Counted, not guessed: the run itself computes as many.
+    let run = [&arguments[..6], &["--out", "run", "--json"]].concat();
+    let run = json(&world.train(&run).output().unwrap());
+    assert_eq!(run["tokens"], report["tokens"]);
+    let off = run["computed_tokens"].as_f64().unwrap() / n("computed_tokens");
+    assert!((0.9..1.1).contains(&off), "{off}");
+    let words = world.train(&arguments).output().unwrap();
+    let words = String::from_utf8_lossy(&words.stdout).into_owned();
+    assert!(words.starts_with("16 steps over 128 rows of "), "{words}");
+    // What rows share is computed once, unless the user does not want it.
+    let plain = json(
+        &world
+            .train(&[&arguments[..], &["--json", "--no-share-prefixes"]].concat())
+            .output()
+            .unwrap(),
+    );
+    assert!(plain["computed_tokens"].as_f64().unwrap() > 1.5 * n("computed_tokens"));
 }

@@ -34,6 +34,7 @@ pub mod gemm;
 mod isa;
 pub mod kv;
 pub mod ops;
+pub mod optim;
 mod par;
 pub mod peak;
 pub mod qmm;

@@ -41,14 +41,43 @@ pub enum RunEvent {
         loss: f64,
         /// Learning rate of this update.
         lr: f64,
-        /// Tokens of this batch.
+        /// Tokens of this batch's rows.
         tokens: u64,
+        /// Tokens that went through the model for them.
+        computed: u64,
         /// Global gradient norm before clipping.
         grad_norm: f64,
-        /// Seconds of training so far, over all sessions of this run.
+        /// Seconds of training steps so far, over all sessions of this run.
         elapsed_s: f64,
-        /// Tokens a second so far.
+        /// Tokens of rows a second so far.
         tok_per_s: f64,
+    },
+    /// A step made no update: none of its rows is left, or it does harm.
+    StepSkipped {
+        /// Steps finished.
+        step: usize,
+        /// Steps planned.
+        total: usize,
+    },
+    /// Rows were left out because the model makes no sense of them.
+    RowsDropped {
+        /// The step, from 1.
+        step: usize,
+        /// Which, and why.
+        rows: Vec<DroppedRow>,
+        /// Whether they are left out of all later steps too.
+        for_good: bool,
+    },
+    /// An update did harm: the run goes on from before it, without it.
+    RolledBack {
+        /// The step of the update, from 1.
+        step: usize,
+        /// Steps finished where the run goes on.
+        to: usize,
+        /// What happened.
+        reason: String,
+        /// The rows of that update, as `file:line`.
+        rows: Vec<String>,
     },
     /// The validation rows were scored.
     Valid {
@@ -92,6 +121,15 @@ pub enum RunEvent {
         /// The words.
         message: String,
     },
+}
+
+/// A row that is left out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DroppedRow {
+    /// `file:line`
+    pub place: String,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// The append-only event log of a run.

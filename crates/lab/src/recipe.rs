@@ -12,8 +12,8 @@ use crate::train::TrainError;
 mod settings;
 
 pub use settings::{
-    BaseSettings, CheckpointSettings, DataSettings, Facts, InitFacts, LoraSettings, OptimSettings,
-    Resolved, Settings, ValidSettings,
+    BaseSettings, CheckpointSettings, DataSettings, Facts, InitFacts, LoraSettings,
+    MachineSettings, OptimSettings, Resolved, Settings, ValidSettings,
 };
 
 /// How the weights are trained.
@@ -122,6 +122,8 @@ section! {
         valid_fraction: f64,
         /// System message for rows that have none.
         system: String,
+        /// Lines of the training file that keep their place in the order of the batches but are not trained on.
+        skip_lines: Vec<usize>,
     }
 }
 
@@ -152,6 +154,8 @@ section! {
         weight_decay: f64,
         /// Largest global gradient norm; 0 for no clipping.
         clip_norm: f64,
+        /// Deviations above the recent losses at which a loss is a spike, whose rows are looked at; 0 for never.
+        spike_z: f64,
         /// Steps of warm-up.
         warmup_steps: usize,
         /// Warm-up as a share of all steps.
@@ -209,6 +213,12 @@ pub struct Recipe {
     /// Most tokens a backward pass; bounds memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_tokens: Option<usize>,
+    /// Most memory, in MiB: decides `micro_tokens`. Unlike it, not recorded in the settings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory_mb: Option<u64>,
+    /// Compute what rows of a batch begin with alike once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub share_prefixes: Option<bool>,
     /// What to learn from.
     pub data: DataRecipe,
     /// The adapter's shape.
@@ -262,6 +272,8 @@ impl Recipe {
             max_seq_len: over.max_seq_len.or(self.max_seq_len),
             skip_long: over.skip_long.or(self.skip_long),
             micro_tokens: over.micro_tokens.or(self.micro_tokens),
+            memory_mb: over.memory_mb.or(self.memory_mb),
+            share_prefixes: over.share_prefixes.or(self.share_prefixes),
             data: self.data.overlaid(over.data),
             lora: self.lora.overlaid(over.lora),
             optim: below.overlaid(over.optim),

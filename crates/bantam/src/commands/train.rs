@@ -4,14 +4,16 @@ use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use bantam_kernels::Compute;
+use bantam_kernels::{Compute, Isa};
 use bantam_lab::data::{self, Row, RowOptions};
-use bantam_lab::events::RunEvent;
+use bantam_lab::events::{DroppedRow, RunEvent};
 use bantam_lab::export::AdapterIdentity;
-use bantam_lab::recipe::Recipe;
+use bantam_lab::recipe::{MachineSettings, Recipe};
 use bantam_lab::train::{
-    self, BatchOrder, LoraTrainer, Outcome, PlanInput, TrainPlan, TrainResult,
+    self, BatchOrder, Estimate, LoraTrainer, Outcome, PlanInput, TrainPlan, TrainResult,
 };
+
+use bantam_model::Model;
 
 use super::Context;
 use crate::error::{Interrupted, advise};
@@ -27,6 +29,7 @@ pub(crate) fn run(context: &Context, settings: &TrainSettings) -> anyhow::Result
     let base = Base::open(context, &settings.base, &cancel)?;
     match &settings.mode {
         TrainMode::Preview(n) => preview(&context.printer, &base, settings, *n),
+        TrainMode::DryRun => dry_run(&context.printer, &base, settings),
         TrainMode::Run(out) => {
             let result = fit(&context.printer, &base, settings, out, &cancel)?;
             tell(&context.printer, settings, &result, out)
@@ -92,6 +95,74 @@ pub(crate) fn fit(
     carry_out(printer, base, settings, &plan, cancel)
 }
 
+/// Says what a run would take.
+fn dry_run(printer: &Printer, base: &Base, settings: &TrainSettings) -> anyhow::Result<()> {
+    let plan = plan(base, settings, Path::new(""), None)?;
+    for choice in &plan.chosen {
+        printer.note(format!("chosen: {choice}"));
+    }
+    let model = load_weights(printer, base)?;
+    let mut trainer = trainer(&model, base, settings, &plan);
+    let began = Instant::now();
+    let estimate = train::estimate(&plan, &mut trainer, &|| began.elapsed())?;
+    if settings.json {
+        return printer.json(&estimate);
+    }
+    Ok(printer.line(words(&estimate))?)
+}
+
+/// An estimate in a sentence.
+fn words(estimate: &Estimate) -> String {
+    let Estimate {
+        steps,
+        rows,
+        tokens,
+        computed_tokens,
+        tok_per_s,
+        train_s,
+        valid_s,
+        peak_rss_mb,
+        ..
+    } = estimate;
+    let validating = if *valid_s > 0.0 {
+        format!(" and {} of validation", duration(*valid_s))
+    } else {
+        String::new()
+    };
+    format!(
+        "{} steps over {} rows of {} tokens ({} of them computed): about {} of training{validating}, at {tok_per_s:.0} tok/s; \
+         peak memory about {} MiB",
+        thousands(*steps as u64),
+        thousands(*rows),
+        thousands(*tokens),
+        thousands(*computed_tokens),
+        duration(*train_s),
+        thousands(*peak_rss_mb),
+    )
+}
+
+fn load_weights(printer: &Printer, base: &Base) -> anyhow::Result<Model<f32>> {
+    let _spinner = Progress::spinner(printer, format!("loading {}", base.name));
+    base.weights(true)
+}
+
+fn trainer<'a>(
+    model: &'a Model<f32>,
+    base: &Base,
+    settings: &TrainSettings,
+    plan: &TrainPlan,
+) -> LoraTrainer<'a> {
+    let identity = AdapterIdentity {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        base: base.reference.clone(),
+        base_sha256: base.sha256.clone(),
+        system: settings.recipe.data.system.clone().unwrap_or_default(),
+        chat_template: Some(base.chat.template().source().to_owned()),
+    };
+    let compute = Compute::new(settings.threads);
+    LoraTrainer::new(model, &plan.settings.lora, compute, identity)
+}
+
 fn carry_out(
     printer: &Printer,
     base: &Base,
@@ -102,20 +173,14 @@ fn carry_out(
     for choice in &plan.chosen {
         printer.note(format!("chosen: {choice}"));
     }
-    let spinner = Progress::spinner(printer, format!("loading {}", base.name));
-    let model = base.weights(true)?;
-    drop(spinner);
-    let identity = AdapterIdentity {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        base: base.reference.clone(),
-        base_sha256: base.sha256.clone(),
-        system: settings.recipe.data.system.clone().unwrap_or_default(),
-        chat_template: Some(base.chat.template().source().to_owned()),
-    };
-    let compute = Compute::new(settings.threads);
-    let mut trainer = LoraTrainer::new(&model, &plan.settings.lora, compute, identity);
+    let model = load_weights(printer, base)?;
+    let mut trainer = trainer(&model, base, settings, plan);
     let mut teller = Teller { printer, bar: None };
     let began = Instant::now();
+    if !plan.out.join("settings.json").exists() {
+        let estimate = train::estimate(plan, &mut trainer, &|| began.elapsed())?;
+        printer.note(words(&estimate));
+    }
     let outcome = train::train(
         plan,
         &mut trainer,
@@ -168,6 +233,7 @@ fn plan(
         base_name: base.name.clone(),
         base_sha256: base.sha256.clone(),
         max_context: base.max_context()?,
+        model: Some(base.config()?),
         order,
         init: recipe
             .lora
@@ -175,6 +241,11 @@ fn plan(
             .as_deref()
             .map(|path| base.adapter(path))
             .transpose()?,
+        machine: MachineSettings {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            isa: Isa::detect().name().to_owned(),
+        },
+        allow_other_machine: settings.allow_other_machine,
         out: out.to_path_buf(),
     })?)
 }
@@ -248,6 +319,40 @@ impl Teller<'_> {
                 self.printer.note(format!(
                     "stopped early at step {step}: the best validation loss, {best_loss:.4}, was at step {best_step}"
                 ));
+            }
+            RunEvent::StepSkipped { step, .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.set(*step as u64);
+                }
+            }
+            RunEvent::RowsDropped {
+                step,
+                rows,
+                for_good,
+            } => {
+                let when = if *for_good {
+                    "from now on"
+                } else {
+                    "this once"
+                };
+                for DroppedRow { place, reason } in rows {
+                    self.printer
+                        .warn(format!("{place}: left out {when} (step {step}): {reason}"));
+                }
+            }
+            RunEvent::RolledBack {
+                step,
+                to,
+                reason,
+                rows,
+            } => {
+                self.printer.warn(format!(
+                    "step {step} is taken back, {reason}; its rows were {}; going on after step {to}",
+                    rows.join(", ")
+                ));
+                if let Some(bar) = &self.bar {
+                    bar.set(*to as u64);
+                }
             }
             RunEvent::Warning { message } => self.printer.warn(message),
             RunEvent::Checkpoint { step } => tracing::debug!(step, "checkpoint"),

@@ -40,6 +40,7 @@ pub(crate) fn specialise(
         base: base.name.clone(),
         train: data.train_file.clone(),
         mode: TrainMode::Run(out.clone()),
+        allow_other_machine: false,
         threads: settings.threads,
         json: false,
     };

@@ -148,7 +148,12 @@ impl Base {
 
     /// The longest sequence that the model reads, in tokens.
     pub(crate) fn max_context(&self) -> anyhow::Result<usize> {
-        Ok(ModelConfig::from_files(&self.files)?.max_context)
+        Ok(self.config()?.max_context)
+    }
+
+    /// The model's sizes.
+    pub(crate) fn config(&self) -> anyhow::Result<ModelConfig> {
+        Ok(ModelConfig::from_files(&self.files)?)
     }
 
     /// Reads an adapter for this base: of a run, or of a folder in PEFT's format.

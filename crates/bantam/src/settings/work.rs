@@ -23,6 +23,8 @@ pub(crate) struct TrainSettings {
     pub(crate) train: PathBuf,
     /// What to do.
     pub(crate) mode: TrainMode,
+    /// Go on with a run that was begun by another version or on another instruction set.
+    pub(crate) allow_other_machine: bool,
     /// Threads to compute with.
     pub(crate) threads: usize,
     /// End with one JSON object.
@@ -41,6 +43,8 @@ pub(crate) enum TrainMode {
         /// Row numbers of each batch.
         order: PathBuf,
     },
+    /// Says what the run would take.
+    DryRun,
     /// Shows so many rows with their loss mask.
     Preview(usize),
 }
@@ -55,11 +59,14 @@ impl TrainSettings {
         let recipe = from_file.overlaid(Recipe {
             base: args.base,
             seed: args.seed,
+            memory_mb: args.memory_mb,
+            share_prefixes: args.no_share_prefixes.then_some(false),
             data: DataRecipe {
                 train: args.train,
                 valid: args.valid,
                 valid_fraction: None,
                 system: args.system,
+                skip_lines: None,
             },
             lora: LoraRecipe {
                 rank: args.rank.map(|n| n as usize),
@@ -92,6 +99,7 @@ impl TrainSettings {
         })?;
         let mode = match (args.preview, args.out, args.order) {
             (Some(rows), _, _) => TrainMode::Preview(rows as usize),
+            _ if args.dry_run => TrainMode::DryRun,
             (None, Some(out), None) => TrainMode::Run(out),
             (None, Some(out), Some(order)) => TrainMode::Replay { out, order },
             (None, None, _) => {
@@ -106,6 +114,7 @@ impl TrainSettings {
             base,
             train,
             mode,
+            allow_other_machine: args.allow_other_machine,
             threads: threads(args.threads),
             json: args.json.json,
         })

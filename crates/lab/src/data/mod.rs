@@ -13,19 +13,18 @@
 
 mod chat;
 mod leak;
-mod lines;
 mod strict_json;
 
 use std::fmt;
-use std::io::Read;
+use std::io::{self, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use bantam_formats::{FormatError, JsonlReader, Problem};
 use serde_json::{Map, Value};
 
 pub use leak::{
     Conflict, DuplicateReport, LeakReport, duplicates, input_key, leak_check, normalise,
 };
-pub use lines::MAX_LINE_BYTES;
 pub use strict_json::parse_strict;
 
 pub use bantam_text::{Message, Role, Tool, ToolCall};
@@ -92,6 +91,8 @@ impl fmt::Display for RowFormat {
     }
 }
 
+/// The longest line that is read, in bytes: far above any row that fits a small model's context.
+pub const MAX_LINE_BYTES: usize = 4 << 20;
 /// Fields that any row may carry and that nothing here reads.
 const EXTRA_FIELDS: [&str; 2] = ["id", "metadata"];
 
@@ -111,7 +112,7 @@ pub enum DataError {
         /// The file.
         path: PathBuf,
         /// The system's reason.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// The file holds no row at all.
     #[error("`{}` holds no rows\nhint: one JSON object a line, such as {{\"prompt\": \"...\", \"completion\": \"...\"}}", path.display())]
@@ -272,7 +273,7 @@ impl RowProblem {
 pub fn load_rows(path: &Path, options: &RowOptions) -> Result<Vec<Row>, DataError> {
     let file = fs_err::File::open(path).map_err(|error| DataError::Read {
         path: path.to_owned(),
-        source: std::io::Error::from(error.kind()),
+        source: io::Error::from(error.kind()),
     })?;
     read_rows(file, path, options)
 }
@@ -283,26 +284,60 @@ pub fn read_rows(
     name: &Path,
     options: &RowOptions,
 ) -> Result<Vec<Row>, DataError> {
+    let input = BufReader::with_capacity(1 << 16, input);
+    let mut reader = JsonlReader::new(input, name).with_caps(MAX_LINE_BYTES, u64::MAX);
     let mut rows = Vec::new();
     let mut format = None;
-    let outcome = lines::for_each_line(input, |line, text| {
-        rows.push(parse_row(text, line, &mut format, options)?);
-        Ok(())
-    });
-    match outcome {
-        Err(lines::LineTrouble::Io(source)) => Err(DataError::Read {
+    while let Some(line) = reader.next_line().map_err(|error| refused(error, name))? {
+        let row = parse_row(line.text, line.number, &mut format, options);
+        rows.push(row.map_err(|problem| DataError::Row {
             path: name.to_owned(),
-            source,
-        }),
-        Err(lines::LineTrouble::Row(line, problem)) => Err(DataError::Row {
-            path: name.to_owned(),
-            line,
+            line: line.number,
             problem,
-        }),
-        Ok(()) if rows.is_empty() => Err(DataError::Empty {
+        })?);
+    }
+    if rows.is_empty() {
+        return Err(DataError::Empty {
             path: name.to_owned(),
-        }),
-        Ok(()) => Ok(rows),
+        });
+    }
+    Ok(rows)
+}
+
+/// A line that cannot be read, in this module's terms.
+fn refused(error: FormatError, name: &Path) -> DataError {
+    let path = name.to_owned();
+    let row = |line, problem| DataError::Row {
+        path: name.to_owned(),
+        line,
+        problem,
+    };
+    match error {
+        FormatError::Line {
+            line,
+            problem: Problem::NotUtf8 { offset, .. },
+            ..
+        } => row(
+            line,
+            RowProblem::NotUtf8 {
+                column: offset as usize + 1,
+            },
+        ),
+        FormatError::Line {
+            line,
+            problem: Problem::OverCap { .. },
+            ..
+        } => row(
+            line,
+            RowProblem::LineTooLong {
+                max_bytes: MAX_LINE_BYTES,
+            },
+        ),
+        FormatError::Io { source, .. } => DataError::Read { path, source },
+        error => DataError::Read {
+            path,
+            source: io::Error::other(error),
+        },
     }
 }
 

@@ -11,7 +11,7 @@ use super::{Method, Recipe, Schedule, TargetModule};
 use crate::train::TrainError;
 
 /// See [`Settings::semantics`].
-const SEMANTICS: u32 = 1;
+const SEMANTICS: u32 = 2;
 /// Most tokens an automatic batch has on average.
 const BATCH_TOKENS: f64 = 8192.0;
 /// Updates an automatic number of epochs aims for.
@@ -44,6 +44,8 @@ pub struct Facts {
     pub order: String,
     /// Batches in a given order.
     pub given_batches: Option<usize>,
+    /// What computes.
+    pub machine: MachineSettings,
     /// Shape and SHA-256 of the adapter to begin from, if there is one.
     pub init: Option<InitFacts>,
 }
@@ -59,6 +61,21 @@ pub struct InitFacts {
     pub targets: Vec<TargetModule>,
     /// SHA-256 of its numbers.
     pub sha256: String,
+}
+
+/// What computes: bits are the same only on the same.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MachineSettings {
+    /// Version of Bantam.
+    pub version: String,
+    /// Instruction set in use.
+    pub isa: String,
+}
+
+impl std::fmt::Display for MachineSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} with {}", self.version, self.isa)
+    }
 }
 
 /// Which model is adapted.
@@ -93,6 +110,9 @@ pub struct DataSettings {
     pub valid_sha256: String,
     /// System message for rows that have none; empty for none.
     pub system: String,
+    /// Lines of the training file that are not trained on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub skip_lines: Vec<usize>,
     /// Batch order: `seeded`, or the SHA-256 of a given order.
     pub order: String,
 }
@@ -127,6 +147,8 @@ pub struct OptimSettings {
     pub weight_decay: f64,
     /// Largest global gradient norm; 0 for no clipping.
     pub clip_norm: f64,
+    /// Deviations above the recent losses at which a loss is a spike; 0 for never.
+    pub spike_z: f64,
     /// Steps of warm-up.
     pub warmup_steps: usize,
     /// Shape of the decay.
@@ -162,6 +184,8 @@ pub struct CheckpointSettings {
 pub struct Settings {
     /// Version of the arithmetic: raised when the same settings would end with other bytes.
     pub semantics: u32,
+    /// Where the run began: elsewhere the same settings end with other bytes.
+    pub machine: MachineSettings,
     /// How the weights are trained.
     pub method: Method,
     /// Which model is adapted.
@@ -176,6 +200,8 @@ pub struct Settings {
     pub skip_long: bool,
     /// Most tokens a backward pass.
     pub micro_tokens: usize,
+    /// Whether what rows of a batch begin with alike is computed once.
+    pub share_prefixes: bool,
     /// The adapter's shape.
     pub lora: LoraSettings,
     /// The optimizer.
@@ -221,6 +247,7 @@ impl Recipe {
         )?;
         let settings = Settings {
             semantics: SEMANTICS,
+            machine: facts.machine.clone(),
             method: self.method.unwrap_or_default(),
             base: BaseSettings {
                 name: facts.base_name.clone(),
@@ -237,12 +264,14 @@ impl Recipe {
                 valid_rows: facts.valid_rows,
                 valid_sha256: facts.valid_sha256.clone(),
                 system: self.data.system.clone().unwrap_or_default(),
+                skip_lines: self.data.skip_lines.clone().unwrap_or_default(),
                 order: facts.order.clone(),
             },
             seed: self.seed.unwrap_or(0),
             max_seq_len: facts.max_seq_len,
             skip_long: self.skip_long.unwrap_or(false),
             micro_tokens,
+            share_prefixes: self.share_prefixes.unwrap_or(true),
             lora,
             optim,
             valid: ValidSettings {
@@ -411,6 +440,12 @@ impl Recipe {
             "optim.clip_norm",
             "must be 0 or more",
         )?;
+        let spike_z = o.spike_z.unwrap_or(10.0);
+        check(
+            spike_z.is_finite() && spike_z >= 0.0,
+            "optim.spike_z",
+            "must be 0 or more",
+        )?;
         let schedule = o.schedule.unwrap_or_default();
         Ok(OptimSettings {
             lr,
@@ -418,6 +453,7 @@ impl Recipe {
             eps,
             weight_decay,
             clip_norm,
+            spike_z,
             warmup_steps,
             schedule,
             epochs,

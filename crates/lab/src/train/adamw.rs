@@ -1,10 +1,10 @@
 //! AdamW with decoupled weight decay and clipping by the global norm, in the order of operations PyTorch uses.
 //!
-//! The moments are f32 like the parameters. Only the norm is a reduction; it is summed in f64 over chunks of a fixed
-//! length, so that neither the machine nor the number of threads can change it.
+//! The moments are f32 like the parameters. The arithmetic is [`bantam_kernels::optim`]'s, whose bits neither the
+//! machine nor the number of threads can change.
 
-/// Length of the pieces a norm is summed in.
-const CHUNK: usize = 4096;
+use bantam_kernels::Compute;
+use bantam_kernels::optim::{self, AdamWStep};
 
 /// The constants of AdamW.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -40,36 +40,35 @@ impl AdamW {
         }
     }
 
-    /// One update of `params` by `grads`.
+    /// One update of `params` by `grads`, each multiplied by `grad_scale` first. Says whether all parameters are
+    /// finite afterwards.
     ///
     /// Math:     p -= lr wd p;  m += (1-b1)(g-m);  v = b2 v + (1-b2) g g;
     ///           p -= lr/(1-b1^t) m / (sqrt(v)/sqrt(1-b2^t) + eps)
     /// Numerics: elementwise f32, constants worked out in f64 and rounded once
     /// Errors:   panics if the lengths disagree
     /// Source:   Loshchilov & Hutter 2019, arXiv:1711.05101, as `torch.optim.AdamW`
-    pub fn step(&mut self, params: &mut [f32], grads: &[f32], lr: f64, config: &AdamWConfig) {
-        assert_eq!(params.len(), self.m.len());
-        assert_eq!(params.len(), grads.len());
+    pub fn step(
+        &mut self,
+        compute: &Compute,
+        params: &mut [f32],
+        (grads, grad_scale): (&[f32], f32),
+        lr: f64,
+        config: &AdamWConfig,
+    ) -> bool {
         self.t += 1;
-        let keep = (1.0 - lr * config.weight_decay) as f32;
-        let one_minus_beta1 = (1.0 - config.beta1) as f32;
-        let beta2 = config.beta2 as f32;
-        let one_minus_beta2 = (1.0 - config.beta2) as f32;
-        let step_size = (lr / (1.0 - powi(config.beta1, self.t))) as f32;
-        let bias2_sqrt = (1.0 - powi(config.beta2, self.t)).sqrt() as f32;
-        let eps = config.eps as f32;
-        for (((p, &g), m), v) in params
-            .iter_mut()
-            .zip(grads)
-            .zip(&mut self.m)
-            .zip(&mut self.v)
-        {
-            *p *= keep;
-            *m += one_minus_beta1 * (g - *m);
-            *v = *v * beta2 + one_minus_beta2 * g * g;
-            let denom = v.sqrt() / bias2_sqrt + eps;
-            *p -= step_size * *m / denom;
-        }
+        let step = AdamWStep {
+            grad_scale,
+            keep: (1.0 - lr * config.weight_decay) as f32,
+            one_minus_beta1: (1.0 - config.beta1) as f32,
+            beta2: config.beta2 as f32,
+            one_minus_beta2: (1.0 - config.beta2) as f32,
+            step_size: (lr / (1.0 - powi(config.beta1, self.t))) as f32,
+            bias2_sqrt: (1.0 - powi(config.beta2, self.t)).sqrt() as f32,
+            eps: config.eps as f32,
+        };
+        let moments = (self.m.as_mut_slice(), self.v.as_mut_slice());
+        optim::adamw(compute, params, grads, moments, &step)
     }
 }
 
@@ -86,29 +85,17 @@ fn powi(mut x: f64, mut n: u64) -> f64 {
     out
 }
 
-/// Euclidean norm of `xs`.
+/// What gradients of this norm are multiplied by so that their norm is at most `max_norm`; `max_norm` 0 leaves them
+/// alone.
 ///
-/// Numerics: f64 sums over chunks of 4096, then over the chunks, always in order
-pub fn global_norm(xs: &[f32]) -> f64 {
-    let square = |chunk: &[f32]| {
-        chunk
-            .iter()
-            .map(|&x| f64::from(x) * f64::from(x))
-            .sum::<f64>()
-    };
-    xs.chunks(CHUNK).map(square).sum::<f64>().sqrt()
-}
-
-/// Scales `grads` so that their norm is at most `max_norm` and returns the norm they had; `max_norm` 0 leaves them alone.
-///
-/// Math: g *= min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_`
-pub fn clip_grad_norm(grads: &mut [f32], max_norm: f64) -> f64 {
-    let norm = global_norm(grads);
+/// Math: min(1, max_norm / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_`
+pub fn clip_scale(norm: f64, max_norm: f64) -> f32 {
     let scale = (max_norm / (norm + 1e-6)) as f32;
     if max_norm > 0.0 && scale < 1.0 {
-        grads.iter_mut().for_each(|g| *g *= scale);
+        scale
+    } else {
+        1.0
     }
-    norm
 }
 
 #[cfg(test)]
@@ -132,13 +119,16 @@ mod tests {
             weight_decay,
         };
         let (mut params, mut opt) = (START, AdamW::new(6));
-        for (step, (mut grads, (norm, bits))) in GRADS.into_iter().zip(expected).enumerate() {
-            let got_norm = clip_grad_norm(&mut grads, 1.0);
+        let compute = Compute::new(2);
+        for (step, (grads, (norm, bits))) in GRADS.into_iter().zip(expected).enumerate() {
+            let got_norm = optim::norm(&compute, &grads);
+            let grads = (&grads[..], clip_scale(got_norm, 1.0));
             assert!(
                 (got_norm - norm).abs() < 1e-6 * norm,
                 "step {step}: {got_norm} {norm}"
             );
-            opt.step(&mut params, &grads, 1e-2 / (step + 1) as f64, &config);
+            let lr = 1e-2 / (step + 1) as f64;
+            assert!(opt.step(&compute, &mut params, grads, lr, &config));
             for (i, (p, bits)) in params.iter().zip(bits).enumerate() {
                 // The clip factor comes from a norm that torch sums in f32: a few units in the last place.
                 let ulps = i64::from(p.to_bits()).abs_diff(i64::from(bits));
@@ -218,13 +208,9 @@ mod tests {
     }
 
     #[test]
-    fn norm_and_clip() {
-        let mut grads = vec![0.5f32; 10_000];
-        assert_eq!(clip_grad_norm(&mut grads, 0.0), 50.0);
-        assert_eq!(grads[9_999], 0.5);
-        assert_eq!(clip_grad_norm(&mut grads, 100.0), 50.0);
-        assert_eq!(grads[0], 0.5);
-        assert_eq!(clip_grad_norm(&mut grads, 5.0), 50.0);
-        assert!((global_norm(&grads) - 5.0).abs() < 1e-5);
+    fn clipping() {
+        assert_eq!(clip_scale(50.0, 0.0), 1.0);
+        assert_eq!(clip_scale(50.0, 100.0), 1.0);
+        assert!((clip_scale(50.0, 5.0) - 0.1).abs() < 1e-6);
     }
 }

@@ -1,16 +1,19 @@
 //! Which rows go into which update, and how they are laid out.
 //!
 //! Each epoch shuffles the rows, cuts the shuffle into pools of 32 batches, sorts each pool by length, cuts it into
-//! batches and shuffles the batches: rows of like length meet, so little work is lost on the longest, yet every epoch
-//! mixes anew. A batch is worked off in micro-batches of whole rows under a token cap, which bounds memory; gradients
-//! add up and are scaled by the weight of the whole batch, so the update is the batch's, not the micro-batch's.
+//! batches and shuffles the batches: rows of like length meet, so that steps cost alike, yet every epoch mixes anew. Rows of
+//! tasks that share long instructions meet first of all. A batch is worked off in micro-batches of whole rows under a
+//! token cap, which bounds memory; gradients add up and are scaled by the weight of the whole batch, so the update is the
+//! batch's, not the micro-batch's. How rows become segments is in [`super::tree`].
 
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::rng::{Purpose, Stream};
-use super::{LossReport, PackedBatch, Target, TrainError, Trainable};
+use super::tree::{groups, micro_batches, pack};
+use super::{LossReport, TrainError, TrainPlan, Trainable};
+use crate::recipe::Settings;
 
 /// Batches sorted together by length.
 const POOL_BATCHES: usize = 32;
@@ -99,24 +102,33 @@ impl BatchOrder {
 pub(crate) struct Batches<'a> {
     order: &'a BatchOrder,
     lens: Vec<usize>,
+    groups: Vec<usize>,
     batch_rows: usize,
     seed: u64,
     epoch: Option<(u64, Vec<Vec<usize>>)>,
 }
 
 impl<'a> Batches<'a> {
-    pub(crate) fn new(
-        order: &'a BatchOrder,
-        rows: &[TrainRow],
-        batch_rows: usize,
-        seed: u64,
-    ) -> Self {
+    pub(crate) fn new(plan: &'a TrainPlan) -> Self {
         Self {
-            order,
-            lens: rows.iter().map(|row| row.tokens.len()).collect(),
-            batch_rows,
-            seed,
+            order: &plan.order,
+            lens: plan.train.iter().map(|row| row.tokens.len()).collect(),
+            groups: if plan.settings.share_prefixes {
+                groups(&plan.train)
+            } else {
+                Vec::new()
+            },
+            batch_rows: plan.settings.optim.batch_rows,
+            seed: plan.settings.seed,
             epoch: None,
+        }
+    }
+
+    /// Steps in which every row is seen once, or in which a given order ends.
+    pub(crate) fn per_epoch(&self) -> usize {
+        match self.order {
+            BatchOrder::Seeded => self.lens.len().div_ceil(self.batch_rows),
+            BatchOrder::Given(batches) => batches.len(),
         }
     }
 
@@ -125,12 +137,12 @@ impl<'a> Batches<'a> {
         if let BatchOrder::Given(batches) = self.order {
             return &batches[step];
         }
-        let per_epoch = self.lens.len().div_ceil(self.batch_rows);
+        let per_epoch = self.per_epoch();
         let epoch = (step / per_epoch) as u64;
         if self.epoch.as_ref().is_none_or(|(held, _)| *held != epoch) {
             self.epoch = Some((
                 epoch,
-                epoch_batches(&self.lens, self.batch_rows, self.seed, epoch),
+                epoch_batches(&self.lens, &self.groups, self.batch_rows, self.seed, epoch),
             ));
         }
         let (_, batches) = self.epoch.as_ref().expect("filled above");
@@ -138,76 +150,40 @@ impl<'a> Batches<'a> {
     }
 }
 
-/// The batches of one epoch, as row indices.
-pub fn epoch_batches(lens: &[usize], batch_rows: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
+/// The batches of one epoch, as row indices. Rows of one group (see [`super::tree::groups`]) meet where they can; an
+/// empty list of groups is one group.
+pub fn epoch_batches(
+    lens: &[usize],
+    groups: &[usize],
+    batch_rows: usize,
+    seed: u64,
+    epoch: u64,
+) -> Vec<Vec<usize>> {
     let mut rng = Stream::new(seed, Purpose::Epoch(epoch));
     let mut order: Vec<usize> = (0..lens.len()).collect();
     rng.shuffle(&mut order);
     let mut batches = Vec::with_capacity(lens.len().div_ceil(batch_rows));
     for pool in order.chunks_mut(batch_rows * POOL_BATCHES) {
-        pool.sort_by_key(|row| lens[*row]);
+        pool.sort_by_key(|row| (groups.get(*row), lens[*row]));
         batches.extend(pool.chunks(batch_rows).map(<[usize]>::to_vec));
     }
     rng.shuffle(&mut batches);
     batches
 }
 
-/// Cuts a batch into runs of whole rows of at most `micro_tokens` tokens; a longer row is a run of its own.
-pub fn micro_batches(rows: &[TrainRow], batch: &[usize], micro_tokens: usize) -> Vec<Vec<usize>> {
-    let mut micro: Vec<Vec<usize>> = Vec::new();
-    let mut room = 0;
-    for &row in batch {
-        let len = rows[row].tokens.len();
-        match micro.last_mut() {
-            Some(last) if len <= room => {
-                last.push(row);
-                room -= len;
-            }
-            _ => {
-                micro.push(vec![row]);
-                room = micro_tokens.saturating_sub(len);
-            }
-        }
-    }
-    micro
-}
-
-/// Lays rows end to end. A row ends before its last target, which is predicted but never read.
-pub fn pack(rows: &[TrainRow], batch: &[usize]) -> PackedBatch {
-    let (mut packed, mut lens) = (PackedBatch::default(), Vec::new());
-    for row in batch.iter().map(|&row| &rows[row]) {
-        let start = packed.tokens.len();
-        let targets = (1..row.tokens.len()).filter(|&i| row.trained[i]);
-        let before = packed.targets.len();
-        packed.targets.extend(targets.map(|i| Target {
-            pos: (start + i - 1) as u32,
-            token: row.tokens[i],
-            weight: 1.0,
-        }));
-        let Some(last) = packed.targets[before..].last() else {
-            continue;
-        };
-        let len = last.pos as usize + 1 - start;
-        packed.tokens.extend_from_slice(&row.tokens[..len]);
-        lens.push(len);
-    }
-    PackedBatch::rows(packed.tokens, lens, packed.targets)
-}
-
-/// Mean loss per target over all rows, in the rows' order.
+/// Mean loss per target over some rows, in their order.
 pub(crate) fn mean_loss<T: Trainable>(
     model: &mut T,
     rows: &[TrainRow],
-    micro_tokens: usize,
+    which: &[usize],
+    settings: &Settings,
 ) -> Result<f64, TrainError> {
-    let all: Vec<usize> = (0..rows.len()).collect();
+    let (cap, share) = (settings.micro_tokens, settings.share_prefixes);
     let mut total = LossReport::default();
-    for micro in micro_batches(rows, &all, micro_tokens) {
-        let report = model.loss(&pack(rows, &micro))?;
-        total.loss_sum += report.loss_sum;
-        total.weight_sum += report.weight_sum;
+    for micro in micro_batches(rows, which, cap, share) {
+        total.merge(&model.loss(&pack(rows, &micro, share))?);
     }
-    Ok(total.loss_sum / total.weight_sum)
+    Ok(total.mean())
 }
 
 /// SHA-256 over the rows as they are trained: ids and masks, in order.
@@ -231,33 +207,11 @@ mod tests {
 
     use super::*;
 
-    fn row(tokens: &[u32], trained: &[u8]) -> TrainRow {
-        TrainRow {
-            tokens: tokens.to_vec(),
-            trained: trained.iter().map(|t| *t == 1).collect(),
-            line: 1,
-        }
-    }
-
-    #[test]
-    fn targets_point_at_the_token_before() {
-        let rows = [
-            row(&[5, 6, 7, 8], &[0, 0, 1, 1]),
-            row(&[1, 2, 3, 4], &[1, 1, 0, 0]),
-        ];
-        let packed = pack(&rows, &[0, 1]);
-        assert_eq!(packed.tokens, [5, 6, 7, 1]);
-        let lens: Vec<_> = packed.segments.iter().map(|s| (s.parent, s.len)).collect();
-        assert_eq!(lens, [(None, 3), (None, 1)]);
-        let targets: Vec<_> = packed.targets.iter().map(|t| (t.pos, t.token)).collect();
-        assert_eq!(targets, [(1, 7), (2, 8), (3, 2)]);
-    }
-
     #[test]
     fn the_seeded_order_is_pinned() {
         let lens = [3; 7];
-        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 0), @"[[1, 3], [4], [0, 5], [6, 2]]");
-        insta::assert_compact_json_snapshot!(epoch_batches(&lens, 2, 0, 1), @"[[1, 0], [3], [4, 5], [2, 6]]");
+        insta::assert_compact_json_snapshot!(epoch_batches(&lens, &[], 2, 0, 0), @"[[1, 3], [4], [0, 5], [6, 2]]");
+        insta::assert_compact_json_snapshot!(epoch_batches(&lens, &[], 2, 0, 1), @"[[1, 0], [3], [4, 5], [2, 6]]");
     }
 
     #[test]
@@ -284,24 +238,12 @@ mod tests {
     proptest! {
         #[test]
         fn an_epoch_covers_every_row_once(lens in prop::collection::vec(1usize..50, 1..400), batch in 1usize..9, seed: u64, epoch in 0u64..9) {
-            let batches = epoch_batches(&lens, batch, seed, epoch);
+            let batches = epoch_batches(&lens, &[], batch, seed, epoch);
             prop_assert_eq!(batches.len(), lens.len().div_ceil(batch));
             let mut rows: Vec<usize> = batches.concat();
             rows.sort_unstable();
             prop_assert_eq!(rows, (0..lens.len()).collect::<Vec<_>>());
             prop_assert!(batches.iter().all(|b| !b.is_empty() && b.len() <= batch));
-        }
-
-        #[test]
-        fn micro_batches_keep_order_and_the_cap(lens in prop::collection::vec(1usize..50, 1..60), cap in 1usize..120) {
-            let rows: Vec<TrainRow> = lens.iter().map(|n| row(&vec![1; *n], &vec![1; *n])).collect();
-            let batch: Vec<usize> = (0..rows.len()).rev().collect();
-            let micro = micro_batches(&rows, &batch, cap);
-            prop_assert_eq!(micro.concat(), batch);
-            for rows_of in &micro {
-                let tokens: usize = rows_of.iter().map(|r| lens[*r]).sum();
-                prop_assert!(tokens <= cap || rows_of.len() == 1);
-            }
         }
     }
 }

@@ -7,18 +7,23 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::adamw::AdamW;
+use super::guard::Guard;
 use super::{AdapterFile, TrainError, Trainable};
 
 const COMPLETE: &str = "COMPLETE";
 const MANIFEST: &str = "manifest.json";
 const TEMPORARY: &str = ".tmp-";
+/// Parameters as they are, where they are not kept as an adapter.
+const NUMBERS: &str = "params.f32";
+/// Bytes that pass through memory at once.
+const PIECE: usize = 1 << 20;
 
 /// Everything of the loop but the big arrays.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,20 +35,28 @@ pub(crate) struct LoopState {
     pub(crate) rows: u64,
     /// Tokens seen.
     pub(crate) tokens: u64,
-    /// Seconds trained, over all sessions. Only reported.
-    pub(crate) elapsed_s: f64,
+    /// Tokens that went through the model for them.
+    pub(crate) computed: u64,
+    /// Seconds of training steps, over all sessions. Like the other seconds, only reported.
+    pub(crate) train_s: f64,
+    /// Seconds of validation.
+    pub(crate) valid_s: f64,
+    /// Seconds of saving.
+    pub(crate) save_s: f64,
     /// Bits of the last step's loss: decimal text may not bring them back.
     pub(crate) last_loss: u64,
     /// Step and bits of the best validation loss.
     pub(crate) best: Option<(usize, u64)>,
     /// Validations since then.
     pub(crate) stale: usize,
-    /// Step of the last validation.
-    pub(crate) validated: usize,
     /// Whether the run stops here although steps are left.
     pub(crate) stopped: bool,
     /// Length of the event log at this point.
     pub(crate) events_len: u64,
+    /// Step, from 0, and rows of the last update.
+    pub(crate) last_update: Option<(usize, Vec<usize>)>,
+    /// What is known of the rows' behaviour.
+    pub(crate) guard: Guard,
 }
 
 /// All it takes to go on.
@@ -75,48 +88,40 @@ impl Checkpoints {
         model: &T,
         snapshot: &Snapshot,
     ) -> Result<(), TrainError> {
-        let folder = |name: &str, files: Vec<AdapterFile>| {
-            files
-                .into_iter()
-                .map(move |f| AdapterFile {
-                    name: format!("{name}/{}", f.name),
-                    ..f
-                })
-                .collect::<Vec<_>>()
-        };
-        let mut files = folder("adapter", model.adapter_files(&snapshot.params)?);
-        if let Some(best) = &snapshot.best_params {
-            files.extend(folder("best", model.adapter_files(best)?));
-        }
         let AdamW { m, v, t } = &snapshot.opt;
-        let mut moments = t.to_le_bytes().to_vec();
-        moments.extend(m.iter().chain(v).flat_map(|x| x.to_le_bytes()));
-        files.push(AdapterFile {
-            name: "optimizer.bin".into(),
-            bytes: moments,
-        });
+        let t = t.to_le_bytes();
+        let moments = [Part::Bytes(&t), Part::Floats(m), Part::Floats(v)];
         let state = serde_json::to_vec_pretty(&snapshot.state)
             .map_err(|e| TrainError::io(&self.dir, e.into()))?;
-        files.push(AdapterFile {
-            name: "state.json".into(),
-            bytes: state,
-        });
-        let sums: BTreeMap<_, _> = files
-            .iter()
-            .map(|f| (f.name.as_str(), sha256(&f.bytes)))
-            .collect();
-        let manifest =
-            serde_json::to_vec_pretty(&sums).map_err(|e| TrainError::io(&self.dir, e.into()))?;
-        let marker = sha256(&manifest).into_bytes();
-        files.push(AdapterFile {
-            name: MANIFEST.into(),
-            bytes: manifest,
-        });
-        files.push(AdapterFile {
-            name: COMPLETE.into(),
-            bytes: marker,
-        });
-        write_folder(&self.path(snapshot.state.step), &files)?;
+        write_folder(&self.path(snapshot.state.step), |dir| {
+            let mut sums = BTreeMap::new();
+            let mut write = |name: &str, parts: &[Part<'_>]| {
+                let sum = write_file(&dir.join(name), parts)?;
+                sums.insert(name.to_string(), sum);
+                Ok::<_, TrainError>(())
+            };
+            let best = snapshot.best_params.as_ref();
+            for (name, params) in [("adapter", Some(&snapshot.params)), ("best", best)] {
+                let Some(params) = params else { continue };
+                if model.keeps_numbers() {
+                    write(&format!("{name}/{NUMBERS}"), &[Part::Floats(params)])?;
+                    continue;
+                }
+                for file in model.adapter_files(params)? {
+                    write(
+                        &format!("{name}/{}", file.name),
+                        &[Part::Bytes(&file.bytes)],
+                    )?;
+                }
+            }
+            write("optimizer.bin", &moments)?;
+            write("state.json", &[Part::Bytes(&state)])?;
+            let manifest =
+                serde_json::to_vec_pretty(&sums).map_err(|e| TrainError::io(dir, e.into()))?;
+            let sum = write_file(&dir.join(MANIFEST), &[Part::Bytes(&manifest)])?;
+            write_file(&dir.join(COMPLETE), &[Part::Bytes(sum.as_bytes())])?;
+            Ok(())
+        })?;
         self.keep_last(2)
     }
 
@@ -129,13 +134,23 @@ impl Checkpoints {
         Ok(())
     }
 
-    /// The newest snapshot that can be believed; each newer one that cannot is described in the second value.
+    /// Removes those of a later step than `step`.
+    pub(crate) fn remove_after(&self, step: usize) -> Result<(), TrainError> {
+        for later in self.steps()?.into_iter().filter(|later| *later > step) {
+            remove(&self.path(later))?;
+        }
+        sync_dir(&self.dir)
+    }
+
+    /// The newest snapshot up to step `most` that can be believed; each newer one that cannot is described in the
+    /// second value.
     pub(crate) fn load<T: Trainable>(
         &self,
         model: &T,
+        most: usize,
     ) -> Result<(Option<Snapshot>, Vec<String>), TrainError> {
         let mut broken = Vec::new();
-        for step in self.steps()? {
+        for step in self.steps()?.into_iter().filter(|step| *step <= most) {
             match self.load_step(model, step) {
                 Ok(snapshot) => return Ok((Some(snapshot), broken)),
                 Err(error) => broken.push(format!(
@@ -159,33 +174,26 @@ impl Checkpoints {
         if state.step != step {
             return Err(corrupt(&path, format!("it is of step {}", state.step)));
         }
-        let params = model.read_adapter(&dir.join("adapter"))?;
+        let n = model.n_params();
+        let numbers = |name: &str| {
+            let dir = dir.join(name);
+            if model.keeps_numbers() {
+                let mut file = Floats::open(&dir.join(NUMBERS), 4 * n)?;
+                file.take(n)
+            } else {
+                model.read_adapter(&dir)
+            }
+        };
+        let params = numbers("adapter")?;
         let best_params = match state.best {
-            Some(_) => Some(model.read_adapter(&dir.join("best"))?),
+            Some(_) => Some(numbers("best")?),
             None => None,
         };
-        let path = dir.join("optimizer.bin");
-        let bytes = read(&path)?;
-        let n = model.n_params();
-        if bytes.len() != 8 + 8 * n {
-            return Err(corrupt(
-                &path,
-                format!(
-                    "it has {} bytes, not the {} of {n} parameters",
-                    bytes.len(),
-                    8 + 8 * n
-                ),
-            ));
-        }
-        let (t, moments) = bytes.split_at(8);
-        let floats: Vec<f32> = moments
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().expect("chunks of four")))
-            .collect();
-        let t = u64::from_le_bytes(t.try_into().expect("split at eight"));
+        let mut moments = Floats::open(&dir.join("optimizer.bin"), 8 + 8 * n)?;
+        let t = u64::from_le_bytes(moments.bytes()?);
         let opt = AdamW {
-            m: floats[..n].to_vec(),
-            v: floats[n..].to_vec(),
+            m: moments.take(n)?,
+            v: moments.take(n)?,
             t,
         };
         Ok(Snapshot {
@@ -217,18 +225,22 @@ impl Checkpoints {
     }
 }
 
-/// Writes files, in their order, as a folder that appears whole, in the place of whatever had its name.
-pub(crate) fn write_folder(path: &Path, files: &[AdapterFile]) -> Result<(), TrainError> {
+/// Makes a folder that appears whole, in the place of whatever had its name; `fill` puts its files in.
+pub(crate) fn write_folder<T>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
     let parent = path.parent().expect("a folder of a run has a parent");
     let name = path
         .file_name()
         .expect("a folder of a run has a name")
         .to_string_lossy();
     let temporary = parent.join(format!("{TEMPORARY}{name}"));
-    let written = fill_folder(&temporary, files).and_then(|()| {
+    let written = fill_folder(&temporary, fill).and_then(|filled| {
         remove(path)?;
         fs::rename(&temporary, path).map_err(|e| TrainError::io(path, e))?;
-        sync_dir(parent)
+        sync_dir(parent)?;
+        Ok(filled)
     });
     if written.is_err() {
         // Gives the space back; the first error is the one to tell.
@@ -237,11 +249,24 @@ pub(crate) fn write_folder(path: &Path, files: &[AdapterFile]) -> Result<(), Tra
     written
 }
 
-fn fill_folder(dir: &Path, files: &[AdapterFile]) -> Result<(), TrainError> {
+/// Writes an adapter's files as a folder. Gives the SHA-256 of the first, which holds the weights.
+pub(crate) fn write_adapter(path: &Path, files: &[AdapterFile]) -> Result<String, TrainError> {
+    write_folder(path, |dir| {
+        let sums: Vec<String> = files
+            .iter()
+            .map(|file| write_file(&dir.join(&file.name), &[Part::Bytes(&file.bytes)]))
+            .collect::<Result<_, _>>()?;
+        Ok(sums.into_iter().next().unwrap_or_default())
+    })
+}
+
+fn fill_folder<T>(
+    dir: &Path,
+    fill: impl FnOnce(&Path) -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
     remove(dir)?;
-    for file in files {
-        write_file(&dir.join(&file.name), &file.bytes)?;
-    }
+    fs::create_dir_all(dir).map_err(|e| TrainError::io(dir, e))?;
+    let filled = fill(dir)?;
     for sub in fs::read_dir(dir)
         .map_err(|e| TrainError::io(dir, e))?
         .flatten()
@@ -250,7 +275,8 @@ fn fill_folder(dir: &Path, files: &[AdapterFile]) -> Result<(), TrainError> {
             sync_dir(&sub.path())?;
         }
     }
-    sync_dir(dir)
+    sync_dir(dir)?;
+    Ok(filled)
 }
 
 /// Checks a checkpoint against its manifest.
@@ -271,7 +297,7 @@ fn verify_folder(dir: &Path) -> Result<(), TrainError> {
         serde_json::from_slice(&bytes).map_err(|e| corrupt(&manifest, &e.to_string()))?;
     for (name, sum) in &sums {
         let path = dir.join(name);
-        if sha256(&read(&path)?) != *sum {
+        if file_sha256(&path)? != *sum {
             return Err(corrupt(
                 &path,
                 "its SHA-256 is not the one in `manifest.json`",
@@ -289,8 +315,8 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), TrainError> 
         .expect("a file of a run has a name")
         .to_string_lossy();
     let temporary = parent.join(format!("{TEMPORARY}{name}"));
-    let written = write_file(&temporary, bytes)
-        .and_then(|()| fs::rename(&temporary, path).map_err(|e| TrainError::io(path, e)))
+    let written = write_file(&temporary, &[Part::Bytes(bytes)])
+        .and_then(|_| fs::rename(&temporary, path).map_err(|e| TrainError::io(path, e)))
         .and_then(|()| sync_dir(parent));
     if written.is_err() {
         fs::remove_file(&temporary).ok();
@@ -314,16 +340,97 @@ pub(crate) fn sha256(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), TrainError> {
+/// SHA-256 of a file, as hexadecimal digits.
+pub(crate) fn file_sha256(path: &Path) -> Result<String, TrainError> {
+    let hash = || {
+        let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match file.read(&mut buffer)? {
+                0 => return Ok(format!("{:x}", hash.finalize())),
+                n => hash.update(&buffer[..n]),
+            }
+        }
+    };
+    hash().map_err(|e| TrainError::io(path, e))
+}
+
+/// A stretch of a file.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    /// Numbers, little end first.
+    Floats(&'a [f32]),
+}
+
+/// Writes a file for good and gives its SHA-256. Numbers pass through a small buffer: there may be gigabytes of them.
+fn write_file(path: &Path, parts: &[Part<'_>]) -> Result<String, TrainError> {
     let write = || {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent)?;
         }
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
+        let (mut file, mut hash) = (File::create(path)?, Sha256::new());
+        let mut put = |bytes: &[u8]| {
+            hash.update(bytes);
+            file.write_all(bytes)
+        };
+        let mut buffer = Vec::new();
+        for part in parts {
+            match part {
+                Part::Bytes(bytes) => put(bytes)?,
+                Part::Floats(floats) => {
+                    for floats in floats.chunks(PIECE / 4) {
+                        buffer.clear();
+                        buffer.extend(floats.iter().flat_map(|x| x.to_le_bytes()));
+                        put(&buffer)?;
+                    }
+                }
+            }
+        }
+        file.sync_all()?;
+        Ok(format!("{:x}", hash.finalize()))
     };
     write().map_err(|e| TrainError::io(path, e))
+}
+
+/// Reads a file of numbers through a small buffer.
+struct Floats {
+    path: PathBuf,
+    file: BufReader<File>,
+}
+
+impl Floats {
+    /// Opens a file that must have so many bytes.
+    fn open(path: &Path, bytes: usize) -> Result<Self, TrainError> {
+        let io = |e| TrainError::io(path, e);
+        let file = File::open(path).map_err(io)?;
+        let found = file.metadata().map_err(io)?.len();
+        if found != bytes as u64 {
+            return Err(TrainError::Corrupt {
+                path: path.to_path_buf(),
+                reason: format!("it has {found} bytes, not the {bytes} of this run"),
+            });
+        }
+        Ok(Self {
+            path: path.to_path_buf(),
+            file: BufReader::with_capacity(PIECE, file),
+        })
+    }
+
+    fn bytes<const N: usize>(&mut self) -> Result<[u8; N], TrainError> {
+        let mut bytes = [0; N];
+        self.file
+            .read_exact(&mut bytes)
+            .map_err(|e| TrainError::io(&self.path, e))?;
+        Ok(bytes)
+    }
+
+    fn take(&mut self, n: usize) -> Result<Vec<f32>, TrainError> {
+        let mut floats = Vec::with_capacity(n);
+        for _ in 0..n {
+            floats.push(f32::from_le_bytes(self.bytes()?));
+        }
+        Ok(floats)
+    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, TrainError> {

@@ -100,13 +100,42 @@ pub enum TrainError {
     },
     /// The loss or the gradient stopped being a number.
     #[error(
-        "the {what} is not a finite number at step {step}; lower `optim.lr` or look for broken rows"
+        "the {what} is not a finite number at step {step}{}; lower `optim.lr` or look for broken rows",
+        if *.undone > 0 { format!(", after {undone} updates were left out already") } else { String::new() }
     )]
     Diverged {
-        /// `loss`, `gradient` or `validation loss`.
+        /// `loss`, `gradient`, `update` or `validation loss`.
         what: &'static str,
         /// The step, from 1.
         step: usize,
+        /// Updates left out before.
+        undone: usize,
+    },
+    /// More rows are poisoned than can be put down to chance.
+    #[error(
+        "{count} of {rows} rows were left out by step {step} because the model makes no sense of them; \
+         lower `optim.lr`, look at the rows named above, or set `optim.spike_z = 0` to train on all whose loss is a number"
+    )]
+    TooManyDropped {
+        /// Rows left out.
+        count: usize,
+        /// Rows in all.
+        rows: usize,
+        /// The step, from 1.
+        step: usize,
+    },
+    /// The run was begun elsewhere.
+    #[error(
+        "{}: this run was begun by bantam {was} and this is {now}: the bits would differ; go on there, choose another `--out`, \
+         or accept another result of the same quality with `--allow-other-machine`", .path.display()
+    )]
+    OtherMachine {
+        /// The run directory.
+        path: PathBuf,
+        /// Version and instruction set of the run.
+        was: String,
+        /// Those of this process.
+        now: String,
     },
     /// A file of the run cannot be believed.
     #[error("{}: {reason}", .path.display())]

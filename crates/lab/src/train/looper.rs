@@ -1,30 +1,30 @@
-//! The loop itself.
+//! The loop itself: steps, validation, checkpoints, the end. What one step is, and what follows when it goes wrong,
+//! is in [`super::step`].
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::adamw::{AdamW, AdamWConfig, clip_grad_norm};
-use super::batch::{Batches, mean_loss, micro_batches, pack};
-use super::checkpoint::{Checkpoints, LoopState, Snapshot, sha256, write_folder};
+use super::adamw::AdamW;
+use super::batch::{Batches, mean_loss};
+use super::checkpoint::{Checkpoints, LoopState, Snapshot, file_sha256};
 use super::run_dir::RunDir;
-use super::schedule::lr_at;
-use super::{LossReport, Outcome, TrainError, TrainPlan, TrainResult, Trainable, peak_rss_mb};
+use super::step::Next;
+use super::{Outcome, TrainError, TrainPlan, TrainResult, Trainable, peak_rss_mb};
 use crate::events::{EventLog, RunEvent};
 
 /// One session of a run: from its start or a checkpoint to its end or an interruption.
-struct Session<'a, T> {
-    plan: &'a TrainPlan,
-    model: &'a mut T,
+pub(super) struct Session<'a, T> {
+    pub(super) plan: &'a TrainPlan,
+    pub(super) model: &'a mut T,
     clock: &'a dyn Fn() -> Duration,
     on_event: &'a mut dyn FnMut(&RunEvent),
     dir: RunDir,
     checkpoints: Checkpoints,
     log: EventLog,
-    snapshot: Snapshot,
+    pub(super) snapshot: Snapshot,
     /// Step and time of the newest checkpoint.
     saved: (usize, Duration),
-    /// When this session began, and the seconds the run had then.
-    began: (Duration, f64),
 }
 
 pub(super) fn run<T: Trainable>(
@@ -34,32 +34,18 @@ pub(super) fn run<T: Trainable>(
     on_event: &mut dyn FnMut(&RunEvent),
     cancel: &AtomicBool,
 ) -> Result<Outcome, TrainError> {
-    let dir = RunDir::open(plan)?;
-    let mut damage = None;
+    let (dir, mut warnings) = RunDir::open(plan)?;
     if let Some(result) = dir.result()? {
-        match adapter_damage(&dir, &result) {
+        match adapter_damage(&dir.path().join(model.result_name()), &result) {
             None => return Ok(Outcome::AlreadyFinished(result)),
-            found => damage = found,
+            found => warnings.extend(found),
         }
     }
     let checkpoints = Checkpoints::open(dir.path())?;
-    let (found, mut warnings) = checkpoints.load(model)?;
-    warnings.extend(damage);
+    let (found, broken) = checkpoints.load(model, usize::MAX)?;
+    warnings.extend(broken);
     let resumed = found.is_some();
-    let snapshot = found.unwrap_or_else(|| {
-        let params = match &plan.init {
-            Some(params) => params.clone(),
-            None => model.initial_params(plan.settings.seed),
-        };
-        assert_eq!(params.len(), model.n_params(), "an adapter of this shape");
-        let opt = AdamW::new(params.len());
-        Snapshot {
-            state: LoopState::default(),
-            params,
-            best_params: None,
-            opt,
-        }
-    });
+    let snapshot = found.unwrap_or_else(|| start(plan, model));
     let (log, whole) = EventLog::open(&dir.events_path(), snapshot.state.events_len)?;
     if !whole {
         warnings.push(
@@ -67,9 +53,7 @@ pub(super) fn run<T: Trainable>(
                 .to_string(),
         );
     }
-    let now = clock();
-    let (step, began) = (snapshot.state.step, (now, snapshot.state.elapsed_s));
-    let saved = (if resumed { step } else { 0 }, now);
+    let step = snapshot.state.step;
     let mut session = Session {
         plan,
         model,
@@ -79,37 +63,41 @@ pub(super) fn run<T: Trainable>(
         checkpoints,
         log,
         snapshot,
-        saved,
-        began,
+        saved: (step, clock()),
     };
-    let total = plan.settings.optim.steps;
-    session.tell(if resumed {
-        RunEvent::Resumed { step, total }
+    if resumed {
+        let total = plan.settings.optim.steps;
+        session.tell(RunEvent::Resumed { step, total })?;
     } else {
-        warnings.extend(plan.warnings.iter().cloned());
-        let data = &plan.settings.data;
-        RunEvent::RunStarted {
-            rows: data.rows,
-            tokens: data.tokens,
-            trained_tokens: data.trained_tokens,
-            valid_rows: data.valid_rows,
-            params: session.snapshot.params.len(),
-            total,
-        }
-    })?;
+        session.tell_start()?;
+    }
     for message in warnings {
         session.tell(RunEvent::Warning { message })?;
     }
     session.run(cancel)
 }
 
+/// Where a run begins.
+fn start<T: Trainable>(plan: &TrainPlan, model: &T) -> Snapshot {
+    let params = match &plan.init {
+        Some(params) => params.clone(),
+        None => model.initial_params(plan.settings.seed),
+    };
+    assert_eq!(params.len(), model.n_params(), "an adapter of this shape");
+    let opt = AdamW::new(params.len());
+    Snapshot {
+        state: LoopState::default(),
+        params,
+        best_params: None,
+        opt,
+    }
+}
+
 /// Why a finished run's adapter cannot be believed, if it cannot.
-fn adapter_damage(dir: &RunDir, result: &TrainResult) -> Option<String> {
-    let adapter = dir.adapter_path();
-    let intact = std::fs::read_dir(&adapter).is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            std::fs::read(entry.path()).is_ok_and(|bytes| sha256(&bytes) == result.sha256)
-        })
+fn adapter_damage(adapter: &Path, result: &TrainResult) -> Option<String> {
+    let intact = std::fs::read_dir(adapter).is_ok_and(|entries| {
+        let mut files = entries.flatten().map(|entry| entry.path());
+        files.any(|file| file_sha256(&file).is_ok_and(|sum| sum == result.sha256))
     });
     (!intact).then(|| {
         format!(
@@ -123,12 +111,7 @@ impl<T: Trainable> Session<'_, T> {
     fn run(mut self, cancel: &AtomicBool) -> Result<Outcome, TrainError> {
         let settings = &self.plan.settings;
         let total = settings.optim.steps;
-        let mut batches = Batches::new(
-            &self.plan.order,
-            &self.plan.train,
-            settings.optim.batch_rows,
-            settings.seed,
-        );
+        let mut batches = Batches::new(self.plan);
         let mut grads = vec![0f32; self.snapshot.params.len()];
         self.model.set_params(&self.snapshot.params);
         while self.snapshot.state.step < total && !self.snapshot.state.stopped {
@@ -138,101 +121,36 @@ impl<T: Trainable> Session<'_, T> {
                     step: self.snapshot.state.step,
                 });
             }
-            self.step(batches.at(self.snapshot.state.step), &mut grads)?;
+            let mut next = self.step(batches.at(self.snapshot.state.step), &mut grads)?;
             let step = self.snapshot.state.step;
-            if !self.plan.valid.is_empty()
-                && (step.is_multiple_of(settings.valid.every) || step == total)
-            {
-                self.validate()?;
+            let is_due = step.is_multiple_of(settings.valid.every) || step == total;
+            if next == Next::Go && !self.plan.valid.is_empty() && is_due {
+                next = self.validate()?;
             }
-            if self.checkpoint_due() {
-                self.save()?;
+            match next {
+                Next::Go if self.checkpoint_due() => self.save()?,
+                Next::Go => {}
+                Next::Undo { step, trouble } => self.undo(step, trouble)?,
             }
         }
         self.finish()
     }
 
-    /// One update.
-    fn step(&mut self, batch: &[usize], grads: &mut [f32]) -> Result<(), TrainError> {
-        let (settings, rows) = (&self.plan.settings, &self.plan.train);
-        let optim = &settings.optim;
-        let done = self.snapshot.state.step;
-        let weight: usize = batch.iter().map(|&row| rows[row].n_trained()).sum();
-        grads.fill(0.0);
-        let mut report = LossReport::default();
-        for micro in micro_batches(rows, batch, settings.micro_tokens) {
-            let part =
-                self.model
-                    .loss_and_grads(&pack(rows, &micro), 1.0 / weight as f64, grads)?;
-            report.loss_sum += part.loss_sum;
-            report.weight_sum += part.weight_sum;
-        }
-        let loss = report.loss_sum / report.weight_sum;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged {
-                what: "loss",
-                step: done + 1,
-            });
-        }
-        let grad_norm = clip_grad_norm(grads, optim.clip_norm);
-        if !grad_norm.is_finite() {
-            return Err(TrainError::Diverged {
-                what: "gradient",
-                step: done + 1,
-            });
-        }
-        let lr = lr_at(
-            optim.schedule,
-            optim.lr,
-            optim.warmup_steps,
-            done,
-            optim.steps,
-        );
-        let [beta1, beta2] = optim.betas;
-        let config = AdamWConfig {
-            beta1,
-            beta2,
-            eps: optim.eps,
-            weight_decay: optim.weight_decay,
-        };
-        self.snapshot
-            .opt
-            .step(&mut self.snapshot.params, grads, lr, &config);
-        self.model.set_params(&self.snapshot.params);
-
-        let tokens: u64 = batch.iter().map(|&row| rows[row].tokens.len() as u64).sum();
-        let elapsed_s = self.began.1 + ((self.clock)() - self.began.0).as_secs_f64();
-        let state = &mut self.snapshot.state;
-        state.step += 1;
-        state.rows += batch.len() as u64;
-        state.tokens += tokens;
-        state.last_loss = loss.to_bits();
-        state.elapsed_s = elapsed_s;
-        let tok_per_s = rate(state.tokens, elapsed_s);
-        let (step, total) = (state.step, optim.steps);
-        self.tell(RunEvent::Step {
-            step,
-            total,
-            loss,
-            lr,
-            tokens,
-            grad_norm,
-            elapsed_s,
-            tok_per_s,
-        })
-    }
-
     /// Scores the validation rows, keeps the best parameters, and stops the run when they stay the best too long.
-    fn validate(&mut self) -> Result<(), TrainError> {
+    fn validate(&mut self) -> Result<Next, TrainError> {
         let settings = &self.plan.settings;
-        let loss = mean_loss(self.model, &self.plan.valid, settings.micro_tokens)?;
+        let began = self.now();
+        let loss = loop {
+            let rows = self.valid_rows();
+            let loss = mean_loss(self.model, &self.plan.valid, &rows, settings)?;
+            if loss.is_finite() {
+                break loss;
+            }
+            if let Some(undo) = self.validation_trouble(&rows)? {
+                return Ok(undo);
+            }
+        };
         let step = self.snapshot.state.step;
-        if !loss.is_finite() {
-            return Err(TrainError::Diverged {
-                what: "validation loss",
-                step,
-            });
-        }
         let state = &mut self.snapshot.state;
         let best = state
             .best
@@ -244,6 +162,7 @@ impl<T: Trainable> Session<'_, T> {
         } else {
             state.stale += 1;
         }
+        self.snapshot.state.valid_s += self.since(began);
         self.tell(RunEvent::Valid { step, loss, best })?;
         let state = &mut self.snapshot.state;
         let patience = settings.valid.patience;
@@ -256,15 +175,14 @@ impl<T: Trainable> Session<'_, T> {
                 best_loss: f64::from_bits(bits),
             })?;
         }
-        Ok(())
+        Ok(Next::Go)
     }
 
     fn checkpoint_due(&self) -> bool {
         let pace = &self.plan.settings.checkpoint;
         let (step, time) = self.saved;
         let by_steps = pace.every_steps > 0 && self.snapshot.state.step - step >= pace.every_steps;
-        let by_time = pace.every_s > 0.0 && ((self.clock)() - time).as_secs_f64() >= pace.every_s;
-        by_steps || by_time
+        by_steps || pace.every_s > 0.0 && self.since(time) >= pace.every_s
     }
 
     /// Saves a checkpoint, unless the newest one is of this step.
@@ -273,10 +191,35 @@ impl<T: Trainable> Session<'_, T> {
         if step == self.saved.0 {
             return Ok(());
         }
+        let began = self.now();
         self.snapshot.state.events_len = self.log.sync()?;
         self.checkpoints.save(self.model, &self.snapshot)?;
-        self.saved = (step, (self.clock)());
+        self.snapshot.state.save_s += self.since(began);
+        self.saved = (step, self.now());
         self.tell(RunEvent::Checkpoint { step })
+    }
+
+    /// Goes back to the newest checkpoint that is not newer than `step`, or to the start. What the run has learnt of
+    /// its rows it keeps.
+    pub(super) fn go_back(&mut self, step: usize) -> Result<(), TrainError> {
+        let (found, broken) = self.checkpoints.load(self.model, step)?;
+        let from_start = found.is_none();
+        let mut snapshot = found.unwrap_or_else(|| start(self.plan, self.model));
+        let (was, now) = (&self.snapshot.state, &mut snapshot.state);
+        now.guard.left_out.extend(&was.guard.left_out);
+        (now.train_s, now.valid_s, now.save_s) = (was.train_s, was.valid_s, was.save_s);
+        self.checkpoints.remove_after(snapshot.state.step)?;
+        self.log = EventLog::open(&self.dir.events_path(), snapshot.state.events_len)?.0;
+        self.snapshot = snapshot;
+        self.saved = (self.snapshot.state.step, self.now());
+        self.model.set_params(&self.snapshot.params);
+        if from_start {
+            self.tell_start()?;
+        }
+        for message in broken {
+            self.tell(RunEvent::Warning { message })?;
+        }
+        Ok(())
     }
 
     /// Writes the adapter and the result.
@@ -287,24 +230,25 @@ impl<T: Trainable> Session<'_, T> {
             .best_params
             .as_ref()
             .unwrap_or(&self.snapshot.params);
-        let files = self.model.adapter_files(params)?;
-        let adapter = self.dir.adapter_path();
-        write_folder(&adapter, &files)?;
+        let adapter = self.dir.path().join(self.model.result_name());
+        let sha256 = self.model.write_result(params, &adapter)?;
         let state = &self.snapshot.state;
         let result = TrainResult {
             rows: state.rows,
             tokens: state.tokens,
-            train_s: state.elapsed_s,
-            tok_per_s: rate(state.tokens, state.elapsed_s),
-            rows_per_s: rate(state.rows, state.elapsed_s),
+            computed_tokens: state.computed,
+            train_s: state.train_s,
+            valid_s: state.valid_s,
+            checkpoint_s: state.save_s,
+            tok_per_s: rate(state.tokens, state.train_s),
+            computed_tok_per_s: rate(state.computed, state.train_s),
+            rows_per_s: rate(state.rows, state.train_s),
             last_loss: f64::from_bits(state.last_loss),
             valid_loss: state.best.map(|(_, bits)| f64::from_bits(bits)),
+            dropped: self.places(),
             peak_rss_mb: peak_rss_mb(),
             adapter,
-            sha256: files
-                .first()
-                .map(|file| sha256(&file.bytes))
-                .unwrap_or_default(),
+            sha256,
         };
         self.tell(RunEvent::Finished {
             step: self.snapshot.state.step,
@@ -316,14 +260,40 @@ impl<T: Trainable> Session<'_, T> {
         Ok(Outcome::Finished(result))
     }
 
-    fn tell(&mut self, event: RunEvent) -> Result<(), TrainError> {
+    fn tell_start(&mut self) -> Result<(), TrainError> {
+        let (plan, data) = (self.plan, &self.plan.settings.data);
+        self.tell(RunEvent::RunStarted {
+            rows: data.rows,
+            tokens: data.tokens,
+            trained_tokens: data.trained_tokens,
+            valid_rows: data.valid_rows,
+            params: self.snapshot.params.len(),
+            total: plan.settings.optim.steps,
+        })?;
+        for message in plan.warnings.iter().cloned() {
+            self.tell(RunEvent::Warning { message })?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell(&mut self, event: RunEvent) -> Result<(), TrainError> {
         self.log.append(&event)?;
         (self.on_event)(&event);
         Ok(())
     }
+
+    pub(super) fn now(&self) -> Duration {
+        (self.clock)()
+    }
+
+    /// Seconds since a moment.
+    pub(super) fn since(&self, moment: Duration) -> f64 {
+        ((self.clock)() - moment).as_secs_f64()
+    }
 }
 
-fn rate(count: u64, seconds: f64) -> f64 {
+/// How many a second; 0 before any time has passed.
+pub(super) fn rate(count: u64, seconds: f64) -> f64 {
     if seconds > 0.0 {
         count as f64 / seconds
     } else {

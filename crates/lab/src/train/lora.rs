@@ -108,6 +108,10 @@ impl Trainable for LoraTrainer<'_> {
         ))
     }
 
+    fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
         Ok(self
             .model
@@ -150,7 +154,7 @@ mod tests {
     use super::*;
     use crate::events::RunEvent;
     use crate::export::peft_name;
-    use crate::recipe::{LoraRecipe, OptimRecipe, Recipe, Schedule};
+    use crate::recipe::{LoraRecipe, MachineSettings, OptimRecipe, Recipe, Schedule};
     use crate::train::{BatchOrder, PlanInput, TrainPlan, TrainRow, train};
 
     /// A trainer that begins where PyTorch began.
@@ -176,6 +180,9 @@ mod tests {
             grads: &mut [f32],
         ) -> Result<LossReport, TrainError> {
             self.trainer.loss_and_grads(batch, scale, grads)
+        }
+        fn compute(&self) -> &Compute {
+            self.trainer.compute()
         }
         fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
             self.trainer.loss(batch)
@@ -236,8 +243,11 @@ mod tests {
             base_name: "tiny".into(),
             base_sha256: "0".into(),
             max_context: 256,
+            model: None,
             order: BatchOrder::Given(vec![vec![0, 1]; 10]),
             init: None,
+            machine: MachineSettings::default(),
+            allow_other_machine: false,
             out: out.to_path_buf(),
         })
         .unwrap()

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use bantam_kernels::Compute;
 use serde::{Deserialize, Serialize};
 
 use crate::events::RunEvent;
@@ -16,22 +17,30 @@ pub mod adamw;
 mod batch;
 mod checkpoint;
 mod error;
+mod estimate;
+mod guard;
 mod looper;
 mod lora;
+mod memory;
 mod plan;
 pub mod rng;
 mod run_dir;
 pub mod schedule;
+mod step;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod toy;
+mod tree;
 
-pub use bantam_model::{LossReport, PackedBatch, Target};
-pub use batch::{BatchOrder, TrainRow, epoch_batches, micro_batches, pack, rows_sha256};
+pub use bantam_model::{LossReport, PackedBatch, Segment, Target};
+pub use batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
 pub use error::TrainError;
+pub use estimate::{Estimate, estimate};
 pub use lora::{LoraTrainer, initial_lora};
+pub use memory::Memory;
 pub use plan::{PlanInput, TrainPlan};
+pub use tree::{micro_batches, pack};
 
 /// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
 ///
@@ -55,8 +64,27 @@ pub trait Trainable {
         grads: &mut [f32],
     ) -> Result<LossReport, TrainError>;
 
+    /// What to compute with.
+    fn compute(&self) -> &Compute;
+
     /// Loss of a batch.
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError>;
+
+    /// Whether a checkpoint keeps the parameters as plain numbers instead of an adapter's files.
+    fn keeps_numbers(&self) -> bool {
+        false
+    }
+
+    /// Folder of the result inside the run's.
+    fn result_name(&self) -> &'static str {
+        "adapter"
+    }
+
+    /// Writes the result with these parameters into a folder of this path, which appears whole. Gives the SHA-256 of
+    /// its weights.
+    fn write_result(&self, params: &[f32], path: &Path) -> Result<String, TrainError> {
+        checkpoint::write_adapter(path, &self.adapter_files(params)?)
+    }
 
     /// The files of an adapter with these parameters: equal parameters, equal bytes. The first one holds the weights.
     fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError>;
@@ -81,16 +109,32 @@ pub struct TrainResult {
     pub rows: u64,
     /// Tokens of those rows.
     pub tokens: u64,
-    /// Seconds of training, over all sessions.
+    /// Tokens that went through the model for them: a prefix that rows of a batch share goes through once, a row's
+    /// last token never.
+    #[serde(default)]
+    pub computed_tokens: u64,
+    /// Seconds of training steps, over all sessions.
     pub train_s: f64,
-    /// Tokens a second.
+    /// Seconds of validation, over all sessions.
+    #[serde(default)]
+    pub valid_s: f64,
+    /// Seconds of saving, over all sessions.
+    #[serde(default)]
+    pub checkpoint_s: f64,
+    /// Tokens of rows a second of training steps.
     pub tok_per_s: f64,
+    /// Tokens through the model a second of training steps.
+    #[serde(default)]
+    pub computed_tok_per_s: f64,
     /// Rows a second.
     pub rows_per_s: f64,
     /// Loss of the last batch.
     pub last_loss: f64,
     /// Best validation loss, if there was validation: the one of the adapter.
     pub valid_loss: Option<f64>,
+    /// Rows that were left out because the model makes no sense of them, as `file:line`.
+    #[serde(default)]
+    pub dropped: Vec<String>,
     /// Largest resident memory of this process, in MiB.
     pub peak_rss_mb: u64,
     /// The adapter's folder.
@@ -129,8 +173,13 @@ pub fn train<T: Trainable>(
 
 /// Largest resident memory of this process so far, in MiB; 0 where the system does not tell.
 pub fn peak_rss_mb() -> u64 {
+    status_mb("VmHWM:")
+}
+
+/// One of the sizes that the system keeps of this process, in MiB.
+fn status_mb(name: &str) -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(name));
     let kib = line
         .and_then(|line| line.split_whitespace().next())
         .and_then(|kib| kib.parse::<u64>().ok());

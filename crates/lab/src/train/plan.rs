@@ -1,14 +1,17 @@
 //! From a recipe and tokenised rows to a plan that can only succeed or run out of disk.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use bantam_model::Proj;
+use bantam_model::{ModelConfig, Proj};
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
-use super::batch::{BatchOrder, TrainRow, rows_sha256};
+use super::batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
+use super::memory::Memory;
+use super::tree::{groups, pack};
 use crate::export::Adapter;
-use crate::recipe::{Facts, InitFacts, Recipe, Settings, TargetModule};
+use crate::recipe::{Facts, InitFacts, MachineSettings, Recipe, Resolved, Settings, TargetModule};
 
 /// What a plan is made from.
 #[derive(Debug, Clone)]
@@ -25,10 +28,16 @@ pub struct PlanInput {
     pub base_sha256: String,
     /// Longest context of the base: the default of `max_seq_len` and its upper bound.
     pub max_context: usize,
+    /// Sizes of the base, for what its training takes; without them no budget can be kept.
+    pub model: Option<ModelConfig>,
     /// Where the order of the batches comes from.
     pub order: BatchOrder,
     /// An adapter to begin from, instead of random values.
     pub init: Option<Adapter>,
+    /// What computes.
+    pub machine: MachineSettings,
+    /// Whether a run that was begun elsewhere may go on here, with other bits.
+    pub allow_other_machine: bool,
     /// The run directory.
     pub out: PathBuf,
 }
@@ -52,6 +61,10 @@ pub struct TrainPlan {
     pub order: BatchOrder,
     /// The parameters to begin from, if they are not drawn at random.
     pub init: Option<Vec<f32>>,
+    /// Indices of the rows that `data.skip_lines` leaves out.
+    pub skipped: BTreeSet<usize>,
+    /// Whether a run that was begun elsewhere may go on here, with other bits.
+    pub allow_other_machine: bool,
     /// The run directory.
     pub out: PathBuf,
 }
@@ -66,8 +79,11 @@ impl TrainPlan {
             base_name,
             base_sha256,
             max_context,
+            model,
             order,
             init,
+            machine,
+            allow_other_machine,
             out,
         } = input;
         let train_path = recipe.data.train.clone().unwrap_or_default();
@@ -112,6 +128,10 @@ impl TrainPlan {
         if train.is_empty() {
             return Err(TrainError::NoRows { path: train_path });
         }
+        let skipped = skipped(
+            &train,
+            recipe.data.skip_lines.as_deref().unwrap_or_default(),
+        )?;
         let given_batches = match &order {
             BatchOrder::Seeded => None,
             BatchOrder::Given(batches) => Some(batches.len()),
@@ -138,21 +158,72 @@ impl TrainPlan {
             max_seq_len,
             order: order.fingerprint(),
             given_batches,
+            machine,
             init: init.as_ref().map(init_facts),
         };
-        let resolved = recipe.resolve(&facts)?;
+        let Resolved {
+            mut settings,
+            mut chosen,
+        } = recipe.resolve(&facts)?;
+        let longest = train.iter().chain(&valid).map(|row| row.tokens.len()).max();
+        let micro = match (recipe.micro_tokens, recipe.memory_mb, &model) {
+            (None, Some(budget), Some(model)) => {
+                let memory = Memory::of_lora(model, &settings.lora.config(), !valid.is_empty());
+                let tokens = memory.micro_tokens(budget, longest.unwrap_or(0))?;
+                chosen.push(format!("micro_tokens = {tokens} for {budget} MiB"));
+                Some(tokens)
+            }
+            (None, ..) if settings.share_prefixes => Some(whole_batch(&train, &settings)),
+            _ => None,
+        };
+        settings.micro_tokens = micro.unwrap_or(settings.micro_tokens);
         Ok(Self {
-            settings: resolved.settings,
+            settings,
             recipe,
-            chosen: resolved.chosen,
+            chosen,
             warnings,
             train,
             valid,
             order,
             init: init.map(|adapter| adapter.params),
+            skipped,
+            allow_other_machine,
             out,
         })
     }
+}
+
+/// Tokens that an average batch computes, if that is not much more than the default: a beginning that all its rows
+/// share is then computed once, not once a micro-batch.
+fn whole_batch(rows: &[TrainRow], settings: &Settings) -> usize {
+    let lens: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
+    let groups = groups(rows);
+    let batches = epoch_batches(&lens, &groups, settings.optim.batch_rows, settings.seed, 0);
+    let computed = |batch: &Vec<usize>| pack(rows, batch, true).tokens.len();
+    let looked_at = batches.len().min(32);
+    let all: usize = batches[..looked_at].iter().map(computed).sum();
+    // A tenth more: most batches are then whole, not half of them.
+    let whole = all * 11 / (10 * looked_at);
+    (whole.div_ceil(32) * 32).clamp(settings.micro_tokens, 2 * settings.micro_tokens)
+}
+
+/// Indices of the rows of these lines.
+fn skipped(rows: &[TrainRow], lines: &[usize]) -> Result<BTreeSet<usize>, TrainError> {
+    let find = |line: &usize| {
+        let found = rows.iter().position(|row| row.line == *line);
+        found.ok_or_else(|| TrainError::Setting {
+            field: "data.skip_lines",
+            reason: format!("names line {line}, on which there is no row to train on"),
+        })
+    };
+    let found: BTreeSet<usize> = lines.iter().map(find).collect::<Result<_, _>>()?;
+    if found.len() == rows.len() {
+        return Err(TrainError::Setting {
+            field: "data.skip_lines",
+            reason: "leaves no row to train on".to_string(),
+        });
+    }
+    Ok(found)
 }
 
 /// Shape and digest of an adapter.
@@ -256,8 +327,11 @@ mod tests {
             base_name: "tiny".into(),
             base_sha256: "b".into(),
             max_context: 8,
+            model: None,
             order: BatchOrder::Seeded,
             init: None,
+            machine: MachineSettings::default(),
+            allow_other_machine: false,
             out: Path::new("out").into(),
         }
     }

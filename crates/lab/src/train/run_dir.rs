@@ -6,14 +6,17 @@
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::checkpoint::{sweep, write_atomic};
 use super::{TrainError, TrainPlan, TrainResult};
+use crate::recipe::MachineSettings;
 
 /// Settings that may change between sessions of a run: they do not touch the result. Data, base and first adapter
-/// are held to their SHA-256, not to their names.
-const FREE: [&str; 5] = [
+/// are held to their SHA-256, not to their names; the machine has a word of its own.
+const FREE: [&str; 6] = [
+    "machine.",
     "checkpoint.",
     "base.name",
     "data.train",
@@ -31,7 +34,9 @@ pub(crate) struct RunDir {
 
 impl RunDir {
     /// Takes the directory and either starts a run in it or finds the same run there.
-    pub(crate) fn open(plan: &TrainPlan) -> Result<Self, TrainError> {
+    ///
+    /// The second value is what the user should know of it.
+    pub(crate) fn open(plan: &TrainPlan) -> Result<(Self, Vec<String>), TrainError> {
         let path = plan.out.clone();
         fs::create_dir_all(&path).map_err(|e| TrainError::io(&path, e))?;
         let lock_path = path.join(".lock");
@@ -51,10 +56,26 @@ impl RunDir {
         let settings_path = run.settings_path();
         let text = serde_json::to_string_pretty(&plan.settings)
             .map_err(|e| TrainError::io(&settings_path, e.into()))?;
+        let mut warnings = Vec::new();
         if settings_path.exists() {
             run.compare(&text)?;
+            if !run.path.join("result.json").exists()
+                && let Some(error) = run.elsewhere(&plan.settings.machine)?
+            {
+                if !plan.allow_other_machine {
+                    return Err(error);
+                }
+                warnings.push(format!("{error}: it was accepted"));
+                write_atomic(&settings_path, text.as_bytes())?;
+            }
         } else {
-            let taken = ["adapter", "checkpoints", "events.jsonl", "result.json"];
+            let taken = [
+                "adapter",
+                "model",
+                "checkpoints",
+                "events.jsonl",
+                "result.json",
+            ];
             if taken.iter().any(|name| run.path.join(name).exists()) {
                 return Err(TrainError::NotARun { path: run.path });
             }
@@ -64,7 +85,27 @@ impl RunDir {
             )?;
             write_atomic(&settings_path, text.as_bytes())?;
         }
-        Ok(run)
+        Ok((run, warnings))
+    }
+
+    /// Says that the run was begun by another version or on another instruction set, if it was.
+    fn elsewhere(&self, now: &MachineSettings) -> Result<Option<TrainError>, TrainError> {
+        #[derive(Deserialize)]
+        struct Was {
+            machine: MachineSettings,
+        }
+        let path = self.settings_path();
+        let text = fs::read_to_string(&path).map_err(|e| TrainError::io(&path, e))?;
+        let Was { machine: was } =
+            serde_json::from_str(&text).map_err(|e| TrainError::Corrupt {
+                path: path.clone(),
+                reason: e.to_string(),
+            })?;
+        Ok((was != *now).then(|| TrainError::OtherMachine {
+            path: self.path.clone(),
+            was: was.to_string(),
+            now: now.to_string(),
+        }))
     }
 
     /// Refuses settings that would end with other bytes, naming the first that differs.
@@ -131,10 +172,6 @@ impl RunDir {
 
     pub(crate) fn events_path(&self) -> PathBuf {
         self.path.join("events.jsonl")
-    }
-
-    pub(crate) fn adapter_path(&self) -> PathBuf {
-        self.path.join("adapter")
     }
 
     fn settings_path(&self) -> PathBuf {

@@ -12,7 +12,11 @@ use std::time::Duration;
 use super::toy::{Bigram, rows};
 use super::*;
 use crate::events::read_events;
-use crate::recipe::{CheckpointRecipe, DataRecipe, OptimRecipe, Recipe, ValidRecipe};
+use crate::recipe::{
+    CheckpointRecipe, DataRecipe, MachineSettings, OptimRecipe, Recipe, ValidRecipe,
+};
+
+mod poison;
 
 const VOCAB: u32 = 11;
 const STEPS: usize = 12;
@@ -53,8 +57,11 @@ fn input(recipe: Recipe, out: &Path) -> PlanInput {
         base_name: "bigram".into(),
         base_sha256: "0".into(),
         max_context: 64,
+        model: None,
         order: BatchOrder::Seeded,
         init: None,
+        machine: MachineSettings::default(),
+        allow_other_machine: false,
         out: out.to_path_buf(),
     }
 }
@@ -65,6 +72,14 @@ fn plan(recipe: Recipe, out: &Path) -> TrainPlan {
 
 /// Trains with a clock that ticks once a look, and asks for a stop after step `stop`.
 fn go(plan: &TrainPlan, stop: Option<usize>) -> (Result<Outcome, TrainError>, Vec<RunEvent>) {
+    go_with(plan, &mut Bigram::new(VOCAB as usize), stop)
+}
+
+fn go_with(
+    plan: &TrainPlan,
+    model: &mut Bigram,
+    stop: Option<usize>,
+) -> (Result<Outcome, TrainError>, Vec<RunEvent>) {
     let ticks = Cell::new(0);
     let clock = || {
         ticks.set(ticks.get() + 1);
@@ -78,13 +93,7 @@ fn go(plan: &TrainPlan, stop: Option<usize>) -> (Result<Outcome, TrainError>, Ve
         }
         events.push(event.clone());
     };
-    let outcome = train(
-        plan,
-        &mut Bigram::new(VOCAB as usize),
-        &clock,
-        &mut on_event,
-        &cancel,
-    );
+    let outcome = train(plan, model, &clock, &mut on_event, &cancel);
     (outcome, events)
 }
 
@@ -106,6 +115,7 @@ fn story(out: &Path) -> Vec<RunEvent> {
             lr,
             tokens,
             grad_norm,
+            computed,
             ..
         } => Some(RunEvent::Step {
             step,
@@ -114,6 +124,7 @@ fn story(out: &Path) -> Vec<RunEvent> {
             lr,
             tokens,
             grad_norm,
+            computed,
             elapsed_s: 0.0,
             tok_per_s: 0.0,
         }),
@@ -405,7 +416,7 @@ fn a_folder_of_something_else_is_refused() {
 fn a_second_process_is_kept_out() {
     let dir = tempfile::tempdir().unwrap();
     let plan = plan(recipe(), dir.path());
-    let held = run_dir::RunDir::open(&plan).unwrap();
+    let held = run_dir::RunDir::open(&plan).unwrap().0;
     assert!(matches!(go(&plan, None).0, Err(TrainError::Locked { .. })));
     drop(held);
     finish(&plan);
@@ -478,7 +489,13 @@ fn early_stopping_keeps_the_best_and_survives_resuming() {
     let mut model = Bigram::new(VOCAB as usize);
     model.set_params(&params);
     assert_eq!(
-        batch::mean_loss(&mut model, &rows(6, VOCAB, 2), 20).unwrap(),
+        batch::mean_loss(
+            &mut model,
+            &rows(6, VOCAB, 2),
+            &[0, 1, 2, 3, 4, 5],
+            &plan(hot(), whole.path()).settings
+        )
+        .unwrap(),
         best_loss
     );
     for stop in [best_step, best_step + 2, step - 1] {
@@ -542,7 +559,14 @@ fn divergence_is_an_error_with_its_step() {
     recipe.optim.warmup_steps = Some(0);
     let error = go(&plan(recipe, dir.path()), None).0.unwrap_err();
     assert!(
-        matches!(error, TrainError::Diverged { step: 2, .. }),
+        matches!(
+            error,
+            TrainError::Diverged {
+                what: "update",
+                step: 4,
+                ..
+            }
+        ),
         "{error}"
     );
 }
@@ -566,6 +590,21 @@ fn events_have_a_schema() {
             best_loss: 0.5,
         },
         RunEvent::Resumed { step: 4, total: 9 },
+        RunEvent::StepSkipped { step: 4, total: 9 },
+        RunEvent::RowsDropped {
+            step: 4,
+            rows: vec![crate::events::DroppedRow {
+                place: "rows.jsonl:7".into(),
+                reason: "why".into(),
+            }],
+            for_good: true,
+        },
+        RunEvent::RolledBack {
+            step: 4,
+            to: 2,
+            reason: "why".into(),
+            rows: vec!["rows.jsonl:7".into()],
+        },
         RunEvent::Warning {
             message: "words".into(),
         },

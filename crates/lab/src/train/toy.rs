@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use bantam_kernels::{Compute, Isa};
+
 use super::rng::{Purpose, Stream};
 use super::{AdapterFile, LossReport, PackedBatch, TrainError, TrainRow, Trainable};
 
@@ -9,6 +11,15 @@ use super::{AdapterFile, LossReport, PackedBatch, TrainError, TrainRow, Trainabl
 pub(crate) struct Bigram {
     vocab: usize,
     params: Vec<f32>,
+    compute: Compute,
+    /// A batch with this token has a loss that is no number.
+    pub(crate) poison: Option<u32>,
+    /// The same for the gradient alone.
+    pub(crate) grad_poison: Option<u32>,
+    /// A parameter, where it begins, and how far it may move before no loss is a number.
+    pub(crate) cliff: Option<(usize, f32, f32)>,
+    /// Backward passes until one gives no number, whatever the batch.
+    pub(crate) fails_in: Option<usize>,
 }
 
 impl Bigram {
@@ -16,6 +27,11 @@ impl Bigram {
         Self {
             vocab,
             params: vec![0.0; vocab * vocab],
+            compute: Compute::with_isa(2, Isa::SCALAR),
+            poison: None,
+            grad_poison: None,
+            cliff: None,
+            fails_in: None,
         }
     }
 
@@ -38,6 +54,18 @@ impl Bigram {
                     weight * (exp / sum - f64::from(u8::from(col == target.token as usize))),
                 );
             }
+        }
+        if self
+            .cliff
+            .is_some_and(|(at, first, far)| (self.params[at] - first).abs() > far)
+        {
+            report.loss_sum = f64::NAN;
+        }
+        if self
+            .poison
+            .is_some_and(|token| batch.tokens.contains(&token))
+        {
+            report.loss_sum = f64::NAN;
         }
         report
     }
@@ -66,9 +94,24 @@ impl Trainable for Bigram {
         grads: &mut [f32],
     ) -> Result<LossReport, TrainError> {
         let vocab = self.vocab;
-        Ok(self.run(batch, |row, col, d| {
+        let mut report = self.run(batch, |row, col, d| {
             grads[row * vocab + col] += (scale * d) as f32
-        }))
+        });
+        if self
+            .grad_poison
+            .is_some_and(|token| batch.tokens.contains(&token))
+        {
+            grads[1] = f32::INFINITY;
+        }
+        if self.fails_in == Some(0) {
+            report.loss_sum = f64::NAN;
+        }
+        self.fails_in = self.fails_in.and_then(|n| n.checked_sub(1));
+        Ok(report)
+    }
+
+    fn compute(&self) -> &Compute {
+        &self.compute
     }
 
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
