@@ -76,10 +76,28 @@ impl Bantam {
         sh::last_json(&sh::capture(self.command(args).arg("--json"))?)
     }
 
-    /// Serves `model` on a free port of the loopback until dropped.
-    pub(crate) fn serve(&self, model: &Path, model_id: &str) -> Result<Server> {
+    /// Serves `model` on a free port of the loopback until dropped, to holders of a key of the database `path`.
+    pub(crate) fn serve(
+        &self,
+        model: &Path,
+        model_id: &str,
+        path: &Path,
+    ) -> Result<(Server, Keys)> {
         let port = free_port()?;
         let (model, port_text) = (model.to_string_lossy(), port.to_string());
+        let path = path.to_string_lossy();
+        let make = |flags: &[&str]| -> Result<String> {
+            let report = self.json(&[&["keys", "create", "--keys", &path], flags].concat())?;
+            let key = report["key"]
+                .as_str()
+                .context("`keys create` tells no key")?;
+            Ok(key.to_owned())
+        };
+        let keys = Keys {
+            admin: make(&["--scope", "admin"])?,
+            limited: make(&["--requests-per-minute", "60"])?,
+            train: make(&["--scope", "train"])?,
+        };
         let words = [
             "serve",
             "--model",
@@ -88,7 +106,19 @@ impl Bantam {
             model_id,
             "--port",
             &port_text,
+            "--keys",
+            &path,
         ];
-        Server::start(&mut self.command(&words), port)
+        Ok((Server::start(&mut self.command(&words), port)?, keys))
     }
+}
+
+/// Keys of a server.
+pub(crate) struct Keys {
+    /// May do everything.
+    pub(crate) admin: String,
+    /// May ask sixty times a minute.
+    pub(crate) limited: String,
+    /// May not ask models.
+    pub(crate) train: String,
 }

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
+use crate::bantam::Keys;
 use crate::server::Server;
 use crate::sh;
 
-const PYTHON_PACKAGES: [&str; 2] = ["openai==3.54.0", "pydantic==2.14.3"];
+const PYTHON_PACKAGES: [&str; 3] = ["jsonschema==4.25.1", "openai==3.54.0", "pydantic==2.14.3"];
 const NODE_PACKAGES: [&str; 1] = ["openai@7.57.0"];
 
 /// The name that the tests give the served model.
@@ -88,17 +89,17 @@ fn installed(
     Ok(dir)
 }
 
-/// Runs the Python client.
-pub(crate) fn run_python(server: &Server, python: &Path) -> Result<()> {
-    let script = script("openai_client.py")?;
+/// Runs a script with the Python client.
+pub(crate) fn run_python(server: &(Server, Keys), python: &Path, name: &str) -> Result<()> {
+    let script = script(name)?;
     let mut command = sh::command(python);
-    command.arg(script).args([&server.base_url(), MODEL_ID]);
+    command.arg(script).args([&server.0.base_url(), MODEL_ID]);
     command.env("PYTHONDONTWRITEBYTECODE", "1");
     sh::run(address(&mut command, server))
 }
 
 /// Runs the Node client, from a copy beside its `node_modules`, which is where Node looks for packages.
-pub(crate) fn run_node(server: &Server, packages: &Path) -> Result<()> {
+pub(crate) fn run_node(server: &(Server, Keys), packages: &Path) -> Result<()> {
     let copy = packages.join("openai_client.mjs");
     fs::copy(script("openai_client.mjs")?, &copy)?;
     sh::run(address(sh::command("node").arg(copy), server))
@@ -112,11 +113,13 @@ fn script(name: &str) -> Result<PathBuf> {
 
 fn address<'a>(
     command: &'a mut std::process::Command,
-    server: &Server,
+    (server, keys): &(Server, Keys),
 ) -> &'a mut std::process::Command {
     command
         .env("OPENAI_BASE_URL", server.base_url())
-        .env("OPENAI_API_KEY", "bt-none-needed")
+        .env("OPENAI_API_KEY", &keys.admin)
+        .env("BANTAM_LIMITED_KEY", &keys.limited)
+        .env("BANTAM_TRAIN_KEY", &keys.train)
         .env("BANTAM_MODEL", MODEL_ID)
         .env("NO_PROXY", "127.0.0.1")
 }

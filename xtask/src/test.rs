@@ -186,12 +186,15 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
     let Some(dir) = world else { return };
     let mut server = None;
     tally.check("the trained model is served", || {
-        server = Some(bantam.serve(&dir.join("run"), clients::MODEL_ID)?);
+        server = Some(bantam.serve(&dir.join("run"), clients::MODEL_ID, &dir.join("keys.db"))?);
         Ok(())
     });
     let Some(server) = server else { return };
     tally.check("the official Python client", || {
-        clients::run_python(&server, &clients::python()?)
+        clients::run_python(&server, &clients::python()?, "openai_client.py")
+    });
+    tally.check("answers of three hundred schemas are valid", || {
+        clients::run_python(&server, &clients::python()?, "openai_schemas.py")
     });
     if sh::exists("node") && sh::exists("npm") {
         tally.check("the official Node client", || {

@@ -17,7 +17,7 @@ use crate::sh;
 const LINES_MAX: usize = 800;
 
 /// Which crates of the workspace a crate may use, tests apart.
-const ARROWS: [(&str, &[&str]); 10] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("bantam-kernels", &[]),
     ("bantam-formats", &[]),
     ("bantam-text", &[]),
@@ -36,7 +36,11 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "bantam-kernels",
         ],
     ),
-    ("bantam-serve", &["bantam-engine", "bantam-text"]),
+    ("bantam-store", &[]),
+    (
+        "bantam-serve",
+        &["bantam-engine", "bantam-store", "bantam-text"],
+    ),
     (
         "bantam",
         &[
@@ -46,6 +50,7 @@ const ARROWS: [(&str, &[&str]); 10] = [
             "bantam-lab",
             "bantam-model",
             "bantam-serve",
+            "bantam-store",
             "bantam-text",
         ],
     ),

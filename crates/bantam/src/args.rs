@@ -51,6 +51,9 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Turn texts into vectors
     Embed(EmbedArgs),
+    /// Make, list and revoke the keys of a server
+    #[command(subcommand)]
+    Keys(KeysCommand),
     /// Merge a trained run into its base, as one model for other programs
     Export(ExportArgs),
     /// Measure how fast a model answers on this machine, beside what the machine could do
@@ -313,17 +316,32 @@ pub(crate) struct ChatArgs {
 #[derive(Debug, Args)]
 pub(crate) struct ServeArgs {
     /// Model: catalogue name, GGUF file, Hugging Face folder, or a run directory of `bantam train`
-    #[arg(long, value_name = "NAME|PATH|RUN")]
-    pub(crate) model: String,
-    /// Address to listen on
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
-    pub(crate) host: String,
-    /// Port to listen on; 0 takes a free one
-    #[arg(long, value_name = "PORT", default_value_t = 8080)]
-    pub(crate) port: u16,
+    #[arg(long, value_name = "NAME|PATH|RUN", required_unless_present = "config")]
+    pub(crate) model: Option<String>,
+    /// Models, aliases and all that the flags set, from a TOML file; flags given here win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1]
+    #[arg(long, value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: 8080]
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<u16>,
     /// Name that clients call the model by [default: the name or folder given]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", requires = "model")]
     pub(crate) model_id: Option<String>,
+    /// Database of keys (see `bantam keys`); needed for any address but loopback, unless there is an --api-key
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: Option<PathBuf>,
+    /// Folder that answers, files and batches are kept in [default: kept in memory until the server ends]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<PathBuf>,
+    /// Certificate (PEM), to serve HTTPS
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Private key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Key that clients must send as `Authorization: Bearer KEY`; may be given more than once
     #[arg(
         long,
@@ -361,6 +379,76 @@ pub(crate) struct EmbedArgs {
     pub(crate) threads: ThreadsArg,
     #[command(flatten)]
     pub(crate) json: JsonArg,
+}
+
+/// `bantam keys`
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key and show it, once
+    Create(KeysCreateArgs),
+    /// List the keys: names, scopes, limits, last use
+    List(KeysListArgs),
+    /// End a key
+    Revoke(KeysRevokeArgs),
+}
+
+/// `bantam keys create`
+#[derive(Debug, Args)]
+pub(crate) struct KeysCreateArgs {
+    /// Database of keys; made if it is not there
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: PathBuf,
+    /// Whose key it is
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) name: String,
+    /// What it may do; may be given more than once
+    #[arg(long, value_enum, value_name = "SCOPE", default_values_t = [ScopeArg::Inference])]
+    pub(crate) scope: Vec<ScopeArg>,
+    /// Requests a minute [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) requests_per_minute: Option<u32>,
+    /// Tokens a minute, read and written [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) tokens_per_minute: Option<u32>,
+    /// Tokens a day of UTC [default: any number]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) tokens_per_day: Option<u64>,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam keys list`
+#[derive(Debug, Args)]
+pub(crate) struct KeysListArgs {
+    /// Database of keys
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: PathBuf,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// `bantam keys revoke`
+#[derive(Debug, Args)]
+pub(crate) struct KeysRevokeArgs {
+    /// Database of keys
+    #[arg(long, value_name = "FILE")]
+    pub(crate) keys: PathBuf,
+    /// The key's name in the list
+    #[arg(value_name = "ID")]
+    pub(crate) id: String,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ScopeArg {
+    /// Ask models
+    Inference,
+    /// Train them
+    Train,
+    /// Everything
+    Admin,
 }
 
 /// The type of the matrices in an exported model.

@@ -133,8 +133,8 @@ fn names(folder: &Path) -> Vec<String> {
 fn help() {
     let world = World::plain();
     let commands = [
-        "", "demo", "pull", "models", "train", "eval", "chat", "serve", "embed", "export", "bench",
-        "inspect", "doctor",
+        "", "demo", "pull", "models", "train", "eval", "chat", "serve", "keys", "embed", "export",
+        "bench", "inspect", "doctor",
     ];
     for command in commands {
         let arguments: Vec<&str> = [command, "--help"]

@@ -39,6 +39,17 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
+    /// A certificate or its key cannot be used.
+    #[error("TLS: {}: {reason}; hint: both must be PEM files", path.display())]
+    Tls {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The database cannot be used.
+    #[error(transparent)]
+    Store(#[from] bantam_store::StoreError),
     /// The system refused a thread, a signal handler or a socket.
     #[error("the server failed: {0}")]
     System(#[from] std::io::Error),
@@ -52,6 +63,10 @@ pub(crate) struct ApiError {
     pub(crate) kind: &'static str,
     pub(crate) param: Option<String>,
     pub(crate) code: Option<&'static str>,
+    /// When to try again.
+    pub(crate) retry_ms: Option<u64>,
+    /// Clients try some kinds of error again on their own; is there any use in it?
+    pub(crate) should_retry: bool,
 }
 
 const INVALID: &str = "invalid_request_error";
@@ -69,6 +84,8 @@ impl ApiError {
             kind,
             param: None,
             code: Some(code),
+            retry_ms: None,
+            should_retry: true,
         }
     }
 
@@ -114,6 +131,13 @@ impl ApiError {
         Self::bad("unsupported_constraint", param, message)
     }
 
+    /// A text that is longer than the model reads.
+    pub(crate) fn too_long_input(param: &str, tokens: usize, max: usize) -> Self {
+        let message =
+            format!("`{param}` has {tokens} tokens, more than the model's context of {max}");
+        Self::bad("context_length_exceeded", param, message)
+    }
+
     pub(crate) fn malformed_json(message: String) -> Self {
         Self::new(StatusCode::BAD_REQUEST, INVALID, "invalid_json", message)
     }
@@ -124,6 +148,16 @@ impl ApiError {
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             INVALID,
             "unsupported_media_type",
+            message,
+        )
+    }
+
+    pub(crate) fn not_multipart() -> Self {
+        let message = "the body must be a well-formed `multipart/form-data`";
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            INVALID,
+            "invalid_multipart",
             message,
         )
     }
@@ -193,6 +227,67 @@ impl ApiError {
         )
     }
 
+    pub(crate) fn out_of_scope(scope: &str) -> Self {
+        let message = format!("this API key may not do this: it lacks the scope `{scope}`");
+        Self::new(
+            StatusCode::FORBIDDEN,
+            INVALID,
+            "insufficient_scope",
+            message,
+        )
+    }
+
+    /// More requests or tokens a minute than the key may use.
+    pub(crate) fn limited(what: &'static str, retry_ms: u64) -> Self {
+        let message = format!("too many {what} a minute for this API key; try again later");
+        let code = "rate_limit_exceeded";
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, what, code, message);
+        error.retry_ms = Some(retry_ms);
+        error
+    }
+
+    /// The key has used its tokens of the day.
+    pub(crate) fn over_budget(seconds: u64) -> Self {
+        let code = "insufficient_quota";
+        let message = format!(
+            "this API key has used its tokens of the day; there are new ones in {seconds} s"
+        );
+        let mut error = Self::new(StatusCode::TOO_MANY_REQUESTS, code, code, message);
+        error.retry_ms = Some(seconds.saturating_mul(1000));
+        error.should_retry = false;
+        error
+    }
+
+    /// The database failed; why is nobody's business but the operator's.
+    pub(crate) fn store(error: bantam_store::StoreError) -> Self {
+        tracing::error!(%error, "the database failed");
+        Self::internal("the database failed")
+    }
+
+    /// Something of `kind` that does not exist, or belongs to someone else.
+    pub(crate) fn no_object(kind: &str, id: &str) -> Self {
+        let message = format!("no {kind} `{id:.80}` was found");
+        Self::new(StatusCode::NOT_FOUND, INVALID, "not_found", message)
+    }
+
+    /// It cannot be done in the present state of things; trying again does not help.
+    pub(crate) fn conflict(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID, code, message)
+    }
+
+    /// The same request is being answered; its answer will be there later.
+    pub(crate) fn in_progress() -> Self {
+        let message = "a request with this `Idempotency-Key` is being answered";
+        let code = "idempotency_in_progress";
+        let mut error = Self::new(StatusCode::CONFLICT, INVALID, code, message);
+        error.retry_ms = Some(500);
+        error
+    }
+
+    pub(crate) fn protected(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, INVALID, "protected", message)
+    }
+
     pub(crate) fn foreign_host() -> Self {
         let message = "without an API key this server answers to `localhost` only";
         Self::new(StatusCode::FORBIDDEN, INVALID, "forbidden_host", message)
@@ -200,12 +295,23 @@ impl ApiError {
 
     pub(crate) fn busy() -> Self {
         let message = "too many requests are waiting; try again later";
-        Self::new(
+        let mut error = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limit_error",
             "queue_full",
             message,
-        )
+        );
+        error.retry_ms = Some(1000);
+        error
+    }
+
+    /// The answer took longer than the server allows.
+    pub(crate) fn too_long() -> Self {
+        let message = "the answer took longer than this server allows; ask for fewer tokens";
+        let status = StatusCode::GATEWAY_TIMEOUT;
+        let mut error = Self::new(status, "server_error", "deadline_exceeded", message);
+        error.should_retry = false;
+        error
     }
 
     pub(crate) fn stopping() -> Self {
@@ -239,10 +345,14 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.to_json())).into_response();
         let headers = response.headers_mut();
+        if let Some(ms) = self.retry_ms {
+            headers.insert("retry-after-ms", HeaderValue::from(ms));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
+        }
+        if !self.should_retry {
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
+        }
         match self.status {
-            StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-            }
             StatusCode::UNAUTHORIZED => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }

@@ -1,15 +1,10 @@
 //! The OpenAI API over the engine.
 //!
-//! ```text
-//! GET  /health                 is it alive, how much waits
-//! GET  /v1/models              what is served
-//! GET  /v1/models/{id}
-//! POST /v1/chat/completions    whole, or as server-sent events
-//! ```
+//! `/openapi.json` lists the addresses, `/docs` shows them as a page; [`openai`](self) holds one file for each family of
+//! them: chat and stored completions, text completions, responses, files and batches, models, tokens.
 //!
 //! The rule of this room: the only async code and the only wire types. Requests are parsed into
-//! types that prove them ([`openai`](self) tables every field as honoured, a hint, or refused),
-//! the engine runs on a thread of its own behind channels, and every failure leaves in OpenAI's
+//! types that prove them (every field is honoured, a hint, or refused by name), the engine runs on a thread of its own behind channels, and every failure leaves in OpenAI's
 //! shape with an `x-request-id`.
 //!
 //! # Beyond OpenAI's fields
@@ -24,27 +19,42 @@
 //!
 //! # Fields that are hints
 //!
-//! Checked, without effect: `user`, `metadata`, `safety_identifier`, `prompt_cache_key`,
-//! `prompt_cache_options`, `prompt_cache_retention`, `parallel_tool_calls` (there are no tools to
-//! call), `store: false`, `service_tier: auto | default`, a text part's `prompt_cache_breakpoint`.
-//! A schema is always enforced, whatever `strict` says.
+//! Checked, without effect: `user`, `safety_identifier`, `prompt_cache_key`, `prompt_cache_options`,
+//! `prompt_cache_retention`, `service_tier: auto | default`, a text part's `prompt_cache_breakpoint`. A schema is always
+//! enforced, whatever `strict` says, and so are the arguments of tools.
+//!
+//! # Tools
+//!
+//! A template that knows tools is given them; any other model is told of them in the system message (see
+//! [`bantam_text::ToolSyntax`]). Calls are constrained while they are generated: a call that comes back names a tool of
+//! the request, with arguments that its schema allows. An answer that is cut by `max_tokens` says `length`.
 //!
 //! # Who may call
 //!
-//! On a loopback address anyone on this machine may, under a loopback name. Any other address
-//! needs an API key, and the server refuses to start without one. Only the SHA-256 of a key is
-//! kept. `/health` needs no key.
+//! On a loopback address anyone on this machine may, under a loopback name. Any other address needs keys, and the
+//! server refuses to start without. Only the SHA-256 of a key is kept. Keys of a database have scopes, limits of
+//! requests and tokens a minute, and a budget of tokens a day; what is kept for one is not shown to another.
+//! `/health`, `/ready`, `/openapi.json` and `/docs` need no key.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
 mod auth;
+mod caller;
 mod config;
 mod error;
+pub mod fuzz;
 mod ids;
+mod listen;
+mod metrics;
+mod once;
 mod openai;
+mod openapi;
+mod query;
+mod router;
 mod server;
 mod worker;
 
 pub use auth::ApiKey;
-pub use config::{ServeConfig, ServedModel};
+pub use config::{ServeConfig, ServedEmbedder, ServedModel};
 pub use error::ServeError;
+pub use listen::Tls;
 pub use server::{Server, run};

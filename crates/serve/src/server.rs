@@ -1,45 +1,54 @@
-//! The server's life: bind, load, serve, drain. Routes, and what every response goes through.
+//! The server's life: bind, load, serve, drain; and what its handlers share.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
-use axum::body::Bytes;
-use axum::extract::{Request, State};
+use axum::body::{Body, Bytes};
+use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use axum::{Json, Router};
+use bantam_engine::Embedder;
+use bantam_store::{Store, StoreError};
 use bantam_text::{Chat, ConstraintEngine};
-use serde_json::json;
 use tokio::sync::oneshot;
 
-use crate::auth::{check_host, check_key};
-use crate::config::{ServeConfig, ServedModel};
+use crate::caller::Door;
+use crate::config::{ServeConfig, ServedEmbedder, ServedModel};
 use crate::error::{ApiError, ServeError};
 use crate::ids;
-use crate::openai::{chat, models};
+use crate::listen::{self, Limits, Tls};
+use crate::metrics::Metrics;
+use crate::once::{self, Running};
+use crate::openai::batch_run;
+use crate::router::router;
 use crate::worker::Worker;
 
 /// What the handlers share.
 pub(crate) struct App {
-    pub(crate) models: Vec<Arc<Model>>,
-    config: ServeConfig,
+    models: RwLock<Vec<Arc<Model>>>,
+    pub(crate) config: ServeConfig,
+    pub(crate) door: Door,
+    pub(crate) metrics: Metrics,
+    pub(crate) once: Running,
+    pub(crate) batches: batch_run::Running,
+    /// Held by the request whose texts are being turned into vectors.
+    pub(crate) embedding: tokio::sync::Semaphore,
+    store: Arc<Store>,
 }
 
 /// A model with its engine running.
 pub(crate) struct Model {
     pub(crate) id: String,
+    /// Other names that requests may ask for it by.
+    pub(crate) aliases: Vec<String>,
     pub(crate) created: u64,
     pub(crate) owned_by: String,
+    /// Was it trained here, so that it may be taken away by a request?
+    pub(crate) tuned: bool,
     pub(crate) chat: Arc<Chat>,
     pub(crate) constraints: ConstraintEngine,
     pub(crate) default_temperature: f32,
+    pub(crate) embedder: Option<Arc<dyn Embedder>>,
     pub(crate) worker: Worker,
 }
 
@@ -56,6 +65,9 @@ impl Server {
     /// Binds the address, loads the models, and serves on threads of its own.
     pub fn start(config: ServeConfig, models: Vec<ServedModel>) -> Result<Self, ServeError> {
         config.check()?;
+        if models.is_empty() && config.embedders.is_empty() {
+            return Err(ServeError::Models("there is no model to serve".to_string()));
+        }
         check_models(&models)?;
         let wanted = SocketAddr::new(config.host, config.port);
         let bind_error = |source| ServeError::Bind {
@@ -72,24 +84,39 @@ impl Server {
             engines.push(thread);
             loaded.push(Arc::new(Model {
                 id: model.id,
+                aliases: model.aliases,
                 created: model.created,
                 owned_by: model.owned_by,
+                tuned: model.tuned,
                 chat: model.chat,
                 constraints: model.constraints,
                 default_temperature: model.default_temperature,
+                embedder: model.embedder,
                 worker,
             }));
         }
+        let store = match &config.store {
+            Some(store) => Arc::clone(store),
+            None => Arc::new(Store::in_memory()?),
+        };
+        store.sweep()?;
         let app = Arc::new(App {
-            models: loaded,
+            models: RwLock::new(loaded),
+            door: Door::new(config.api_keys.clone(), config.keys.clone()),
+            metrics: Metrics::default(),
+            once: Running::default(),
+            batches: batch_run::Running::default(),
+            embedding: tokio::sync::Semaphore::new(1),
+            store,
             config,
         });
+        let tls = app.config.tls.as_ref().map(Tls::acceptor).transpose()?;
         let (stop, stopped) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
         let http = std::thread::Builder::new()
             .name("http".to_string())
             .spawn(move || {
-                let result = serve(app, listener, stopped);
+                let result = serve(app, listener, tls, stopped);
                 let _ = ending.send(());
                 result
             })?;
@@ -208,15 +235,17 @@ impl Signals {
 }
 
 fn check_models(models: &[ServedModel]) -> Result<(), ServeError> {
-    if models.is_empty() {
-        return Err(ServeError::Models("there is no model to serve".to_string()));
-    }
     for (idx, model) in models.iter().enumerate() {
-        if models[..idx].iter().any(|other| other.id == model.id) {
-            return Err(ServeError::Models(format!(
-                "two models are called `{}`",
-                model.id
-            )));
+        let names = std::iter::once(&model.id).chain(&model.aliases);
+        for (i, name) in names.enumerate() {
+            let before = models[..idx].iter();
+            let taken = before.flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
+            let own = std::iter::once(&model.id).chain(&model.aliases).take(i);
+            if taken.chain(own).any(|other| other == name) {
+                return Err(ServeError::Models(format!(
+                    "two models are called `{name}`"
+                )));
+            }
         }
     }
     Ok(())
@@ -226,132 +255,107 @@ fn check_models(models: &[ServedModel]) -> Result<(), ServeError> {
 fn serve(
     app: Arc<App>,
     listener: TcpListener,
+    tls: Option<tokio_rustls::TlsAcceptor>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
-        .max_blocking_threads(4)
+        .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    let grace = app.config.shutdown_grace;
-    let router = router(app);
+    let limits = Limits {
+        connections: app.config.connections_max,
+        head_timeout: app.config.head_timeout,
+        head_bytes: app.config.head_bytes_max,
+        grace: app.config.shutdown_grace,
+    };
     let result = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        // A chunk of a stream is small and should leave at once.
-        let listener = listener.tap_io(|socket| drop(socket.set_nodelay(true)));
-        let (draining, drain) = oneshot::channel::<()>();
-        let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
-            // A dropped sender means stop, too.
-            let _ = stopped.await;
-            drop(draining);
-        });
-        let deadline = async {
-            let _ = drain.await;
-            tokio::time::sleep(grace).await;
-        };
-        tokio::select! {
-            result = serving.into_future() => result,
-            () = deadline => Ok(()),
-        }
+        let chores = tokio::spawn(chores(Arc::clone(&app)));
+        batch_run::resume(&app).await;
+        listen::serve(listener, tls, router(app), limits, stopped).await;
+        chores.abort();
+        Ok(())
     });
     // Connections past the deadline are dropped with the runtime, and with them the last handles
     // on the engines, whose threads then end.
     runtime.shutdown_timeout(std::time::Duration::from_secs(1));
-    Ok(result?)
+    result
 }
 
-fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/health", get(health))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::retrieve))
-        .route("/v1/chat/completions", post(chat::create))
-        .fallback(async || ApiError::no_route())
-        .method_not_allowed_fallback(async || ApiError::wrong_method())
-        .layer(from_fn_with_state(Arc::clone(&app), observe))
-        .with_state(app)
-}
-
-/// Around every request: checks the key, names the request, logs its end. Bodies, keys and
-/// unknown paths are never logged.
-async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    let began = Instant::now();
-    let id = ids::random("req_");
-    let method = request.method().clone();
-    let route = match request.uri().path() {
-        "/health" => "/health",
-        "/v1/models" => "/v1/models",
-        "/v1/chat/completions" => "/v1/chat/completions",
-        path if path.starts_with("/v1/models/") => "/v1/models/{id}",
-        _ => "other",
-    };
-    let allowed = check_host(&app.config.api_keys, request.headers()).and_then(|()| {
-        if route == "/health" {
-            Ok(())
-        } else {
-            check_key(&app.config.api_keys, request.headers())
-        }
-    });
-    let mut response = match allowed {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    };
-    if let Ok(value) = HeaderValue::from_str(&id) {
-        response
-            .headers_mut()
-            .insert(HeaderName::from_static("x-request-id"), value);
-    }
-    let status = response.status().as_u16();
-    let ms = began.elapsed().as_millis() as u64;
-    // A method is a token of the client's choosing.
-    let method = if method.as_str().len() <= 8 {
-        method.as_str()
-    } else {
-        "other"
-    };
-    tracing::info!(id, method, route, status, ms, "answered");
-    response
-}
-
-/// `GET /health`: whether the engines run, and how much they have to do. Needs no key.
-async fn health(State(app): State<Arc<App>>) -> Response {
-    let stopped = |m: &Arc<Model>| m.worker.load.stopped.load(Ordering::Relaxed);
-    let models: Vec<_> = app
-        .models
-        .iter()
-        .map(|model| {
-            let load = &model.worker.load;
-            json!({
-                "id": model.id,
-                "status": if stopped(model) { "stopped" } else { "ok" },
-                "running": load.running.load(Ordering::Relaxed),
-                "queue_depth": load.waiting.load(Ordering::Relaxed),
-                "capacity": model.worker.info.capacity,
-                "max_context": model.worker.info.max_context,
+/// What is to be done from time to time: forgetting what has expired.
+async fn chores(app: Arc<App>) {
+    let mut every = tokio::time::interval(std::time::Duration::from_secs(60));
+    loop {
+        every.tick().await;
+        let done = app
+            .store(|store| {
+                let now = ids::now();
+                store.forget_expired(now)?;
+                store.forget_remembered(now.saturating_sub(once::KEPT))
             })
-        })
-        .collect();
-    let is_ok = !app.models.iter().any(stopped);
-    let status = if is_ok {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
-    };
-    let word = if is_ok { "ok" } else { "stopped" };
-    let version = env!("CARGO_PKG_VERSION");
-    (
-        status,
-        Json(json!({"status": word, "version": version, "models": models})),
-    )
-        .into_response()
+            .await;
+        if let Err(error) = done {
+            tracing::warn!(message = error.message, "old entries were not forgotten");
+        }
+    }
 }
 
 impl App {
-    pub(crate) fn model(&self, id: &str) -> Result<&Arc<Model>, ApiError> {
-        self.models
+    /// The model of this name.
+    pub(crate) fn model(&self, id: &str) -> Result<Arc<Model>, ApiError> {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        let is_it = |model: &&Arc<Model>| model.id == id || model.aliases.iter().any(|a| a == id);
+        models
             .iter()
-            .find(|model| model.id == id)
+            .find(is_it)
+            .cloned()
             .ok_or_else(|| ApiError::no_model(id))
+    }
+
+    /// The model of this name that turns texts into vectors, and its own name.
+    pub(crate) fn embedder(&self, id: &str) -> Result<(String, Arc<dyn Embedder>), ApiError> {
+        let is_it =
+            |one: &&Arc<ServedEmbedder>| one.id == id || one.aliases.iter().any(|a| a == id);
+        if let Some(found) = self.config.embedders.iter().find(is_it) {
+            return Ok((found.id.clone(), Arc::clone(&found.embedder)));
+        }
+        let model = self.model(id)?;
+        match &model.embedder {
+            Some(embedder) => Ok((model.id.clone(), Arc::clone(embedder))),
+            None => {
+                let message = format!("the model `{id}` makes no embeddings");
+                Err(ApiError::unsupported("model", message))
+            }
+        }
+    }
+
+    /// All models, in the order they were given.
+    pub(crate) fn models(&self) -> Vec<Arc<Model>> {
+        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
+        models.clone()
+    }
+
+    /// Serves a model no more. What runs on it ends first.
+    pub(crate) fn unload(&self, id: &str) {
+        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
+        models.retain(|model| model.id != id);
+    }
+
+    /// Works with the database where that delays no connection.
+    pub(crate) async fn store<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let store = Arc::clone(&self.store);
+        let done = tokio::task::spawn_blocking(move || work(&store)).await;
+        done.map_err(|_| ApiError::internal("the database failed"))?
+            .map_err(ApiError::store)
+    }
+
+    /// The database, for work that is over in no time.
+    pub(crate) fn store_now(&self) -> &Store {
+        &self.store
     }
 
     /// A request's body, within the limits, if it is declared as JSON. A page of another origin
@@ -374,7 +378,13 @@ impl App {
         {
             return Err(ApiError::body_too_large(limit));
         }
-        let reading = axum::body::to_bytes(request.into_body(), limit);
+        self.read(request.into_body()).await
+    }
+
+    /// A body, within the limits.
+    pub(crate) async fn read(&self, body: Body) -> Result<Bytes, ApiError> {
+        let limit = self.config.body_bytes_max;
+        let reading = axum::body::to_bytes(body, limit);
         match tokio::time::timeout(self.config.body_timeout, reading).await {
             Err(_) => Err(ApiError::body_slow()),
             Ok(Ok(body)) => Ok(body),

@@ -5,12 +5,12 @@
 //! in memory, at most one answer's worth. A reader that is gone is noticed before the next step
 //! and its requests are cancelled.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use bantam_engine::{Engine, Event, LanguageModel, Request, RequestId, SubmitError};
+use bantam_engine::{Engine, Event, LanguageModel, Request, RequestError, RequestId, SubmitError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events, oneshot};
 
 use crate::ServeError;
@@ -23,6 +23,8 @@ pub(crate) trait Generator {
     fn cancel(&mut self, id: RequestId);
     fn step(&mut self, sink: &mut dyn FnMut(RequestId, Event));
     fn is_idle(&self) -> bool;
+    /// The log-probability of each option after a prompt.
+    fn score(&mut self, prompt: &[u32], options: &[Vec<u32>]) -> Result<Vec<f64>, RequestError>;
     fn info(&self) -> EngineInfo;
     /// Running and waiting requests.
     fn load(&self) -> (usize, usize);
@@ -43,6 +45,10 @@ impl<M: LanguageModel> Generator for Engine<M> {
 
     fn is_idle(&self) -> bool {
         Engine::is_idle(self)
+    }
+
+    fn score(&mut self, prompt: &[u32], options: &[Vec<u32>]) -> Result<Vec<f64>, RequestError> {
+        self.score_options(prompt, options, None)
     }
 
     fn info(&self) -> EngineInfo {
@@ -75,8 +81,32 @@ pub(crate) struct Load {
     pub(crate) stopped: AtomicBool,
 }
 
+/// What the engine is asked.
+enum Command {
+    Generate(Generate),
+    Aside(Aside),
+}
+
+/// Options to be scored, between two steps.
+struct Aside {
+    prompt: Vec<u32>,
+    options: Vec<Vec<u32>>,
+    reply: oneshot::Sender<Result<Vec<f64>, RequestError>>,
+    _permit: Arc<OwnedSemaphorePermit>,
+}
+
+impl Aside {
+    fn answer(self, engine: &mut dyn Generator) {
+        // An asker that is gone needs no answer.
+        if !self.reply.is_closed() {
+            let scores = engine.score(&self.prompt, &self.options);
+            let _ = self.reply.send(scores);
+        }
+    }
+}
+
 /// Several answers to one prompt. The index tells them apart.
-struct Command {
+struct Generate {
     requests: Vec<Request>,
     accepted: oneshot::Sender<Result<(), SubmitError>>,
     events: events::UnboundedSender<(usize, Event)>,
@@ -101,6 +131,15 @@ pub(crate) struct Worker {
 
 /// A place in the queue for the answers of one call.
 pub(crate) struct Seat(OwnedSemaphorePermit);
+
+/// The same for several questions one after the other.
+pub(crate) struct SharedSeat(Arc<OwnedSemaphorePermit>);
+
+impl Seat {
+    pub(crate) fn share(self) -> SharedSeat {
+        SharedSeat(Arc::new(self.0))
+    }
+}
 
 impl Worker {
     /// Starts the thread and waits until the engine is there.
@@ -154,6 +193,30 @@ impl Worker {
         permit.map(Seat).map_err(|_| ApiError::busy())
     }
 
+    /// Would a request find a place?
+    pub(crate) fn has_room(&self) -> bool {
+        self.room.available_permits() > 0
+    }
+
+    /// The log-probability of each option after the prompt.
+    pub(crate) async fn score(
+        &self,
+        prompt: Vec<u32>,
+        options: Vec<Vec<u32>>,
+        seat: &SharedSeat,
+    ) -> Result<Vec<f64>, ApiError> {
+        let (reply, answer) = oneshot::channel();
+        let aside = Aside {
+            prompt,
+            options,
+            reply,
+            _permit: Arc::clone(&seat.0),
+        };
+        let sent = self.commands.send(Command::Aside(aside));
+        sent.map_err(|_| ApiError::stopping())?;
+        Ok(answer.await.map_err(|_| ApiError::stopping())??)
+    }
+
     /// Hands requests to the engine and waits until it has taken or refused them, all or none.
     /// Dropping the receiver cancels them.
     pub(crate) async fn submit(
@@ -163,12 +226,12 @@ impl Worker {
     ) -> Result<events::UnboundedReceiver<(usize, Event)>, ApiError> {
         let (sender, receiver) = events::unbounded_channel();
         let (accepted, answer) = oneshot::channel();
-        let command = Command {
+        let command = Command::Generate(Generate {
             requests,
             accepted,
             events: sender,
             permit: seat.0,
-        };
+        });
         self.commands
             .send(command)
             .map_err(|_| ApiError::stopping())?;
@@ -189,16 +252,19 @@ impl Drop for MarkStopped {
 /// Runs until the server lets go of its end; what is running then is dropped.
 fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &Load) {
     let mut clients: HashMap<RequestId, Client> = HashMap::new();
+    let mut asides: VecDeque<Aside> = VecDeque::new();
     loop {
-        if engine.is_idle() {
+        if engine.is_idle() && asides.is_empty() {
             match inbox.recv() {
-                Ok(command) => take(&mut *engine, &mut clients, command),
+                Ok(Command::Generate(generate)) => take(&mut *engine, &mut clients, generate),
+                Ok(Command::Aside(aside)) => asides.push_back(aside),
                 Err(_) => return,
             }
         }
         loop {
             match inbox.try_recv() {
-                Ok(command) => take(&mut *engine, &mut clients, command),
+                Ok(Command::Generate(generate)) => take(&mut *engine, &mut clients, generate),
+                Ok(Command::Aside(aside)) => asides.push_back(aside),
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return,
             }
@@ -208,6 +274,10 @@ fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &
             .filter(|(_, client)| client.events.is_closed())
         {
             engine.cancel(id);
+        }
+        // One between two steps, so that running answers go on.
+        if let Some(aside) = asides.pop_front() {
+            aside.answer(&mut *engine);
         }
         engine.step(&mut |id, event| {
             let is_end = matches!(event, Event::Done { .. });
@@ -225,13 +295,13 @@ fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &
     }
 }
 
-fn take(engine: &mut dyn Generator, clients: &mut HashMap<RequestId, Client>, command: Command) {
-    let Command {
+fn take(engine: &mut dyn Generator, clients: &mut HashMap<RequestId, Client>, generate: Generate) {
+    let Generate {
         requests,
         accepted,
         events,
         permit,
-    } = command;
+    } = generate;
     let permit = Arc::new(permit);
     let mut ids = Vec::with_capacity(requests.len());
     for request in requests {

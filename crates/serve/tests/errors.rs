@@ -43,7 +43,12 @@ fn routes_and_bodies() {
     let post_raw = |headers: &str, body: &str| finish(open(addr, "POST", CHAT, headers, body));
     check(&get(&server, "/v1/nothing"), 404, "unknown_url", None);
     check(&get(&server, "/"), 404, "unknown_url", None);
-    check(&get(&server, CHAT), 405, "method_not_allowed", None);
+    check(
+        &get(&server, "/v1/completions"),
+        405,
+        "method_not_allowed",
+        None,
+    );
     check(
         &finish(open(addr, "DELETE", "/v1/models", "", "")),
         405,
@@ -124,16 +129,25 @@ fn requests_that_cannot_be_run() {
             Some("temprature"),
         ),
         (
-            json!({"store": true}),
-            400,
-            "unsupported_parameter",
-            Some("store"),
-        ),
-        (
             json!({"tools": [{"type": "function"}]}),
             400,
-            "unsupported_parameter",
-            Some("tools"),
+            "missing_required_parameter",
+            Some("tools[0].function"),
+        ),
+        (
+            json!({"tools": [
+                {"type": "function", "function": {"name": "a"}},
+                {"type": "function", "function": {"name": "b", "parameters": {"not": {}}}},
+            ]}),
+            400,
+            "unsupported_constraint",
+            Some("tools[1]"),
+        ),
+        (
+            json!({"response_format": {"type": "json_object"}, "stop": "x"}),
+            400,
+            "invalid_value",
+            Some("stop"),
         ),
         (
             json!({"max_tokens": 1000}),

@@ -76,6 +76,78 @@ const checks = {
     assert.equal(new Set(answers.map((a) => a.choices[0].message.content)).size, 1, "the same question has one answer");
   },
 
+  async "a tool that must be called is, with valid arguments, streamed or not"() {
+    const parameters = { type: "object", properties: { n: { enum: [1, 2] } }, required: ["n"], additionalProperties: false };
+    const tools = [{ type: "function", function: { name: "pick", strict: true, parameters } }];
+    const body = { model, messages, tools, tool_choice: "required", parallel_tool_calls: false, max_tokens: 120, temperature: 0 };
+    const answer = await client.chat.completions.create(body);
+    const [call] = answer.choices[0].message.tool_calls;
+    assert.equal(call.function.name, "pick");
+    assert.ok([1, 2].includes(JSON.parse(call.function.arguments).n));
+    const streamed = await client.chat.completions.stream(body).finalChatCompletion();
+    assert.equal(streamed.choices[0].message.tool_calls[0].function.arguments, call.function.arguments);
+    assert.equal(streamed.choices[0].finish_reason, "tool_calls");
+  },
+
+  async "a schema holds"() {
+    const schema = { type: "object", properties: { sure: { type: "boolean" } }, required: ["sure"], additionalProperties: false };
+    const response_format = { type: "json_schema", json_schema: { name: "s", strict: true, schema } };
+    const answer = await client.chat.completions.create({ model, messages, response_format, max_tokens: 60 });
+    assert.equal(typeof JSON.parse(answer.choices[0].message.content).sure, "boolean");
+  },
+
+  async "stored completions are listed page by page, and forgotten"() {
+    const tag = `node-${process.pid}`;
+    const ids = [];
+    for (let n = 0; n < 3; n++) {
+      const kept = await client.chat.completions.create({ model, messages, max_tokens: 2, store: true, metadata: { tag } });
+      ids.push(kept.id);
+    }
+    const listed = [];
+    for await (const one of client.chat.completions.list({ metadata: { tag }, limit: 1 })) listed.push(one.id);
+    assert.deepEqual(listed, ids);
+    assert.ok((await client.chat.completions.delete(ids[0])).deleted);
+    await assert.rejects(client.chat.completions.retrieve(ids[0]), OpenAI.NotFoundError);
+  },
+
+  async "text goes on, and the prompt's tokens are told"() {
+    const answer = await client.completions.create({ model, prompt: "where is", max_tokens: 0, echo: true, logprobs: 1 });
+    assert.equal(answer.choices[0].text, "where is");
+    assert.equal(answer.choices[0].logprobs.tokens.join(""), "where is");
+  },
+
+  async "responses go on from one another and stream in order"() {
+    const first = await client.responses.create({ model, input: "where is the card?", max_output_tokens: 6, temperature: 0 });
+    const next = await client.responses.create({ model, input: "and now?", previous_response_id: first.id, max_output_tokens: 2 });
+    assert.equal(next.previous_response_id, first.id);
+    const stream = await client.responses.create({ model, input: "where is the card?", max_output_tokens: 6, temperature: 0, stream: true });
+    let text = "";
+    let last = null;
+    for await (const event of stream) {
+      if (event.type === "response.output_text.delta") text += event.delta;
+      last = event;
+    }
+    assert.equal(text, first.output_text);
+    assert.ok(["response.completed", "response.incomplete"].includes(last.type));
+    await client.responses.delete(first.id);
+    await assert.rejects(client.responses.retrieve(first.id), OpenAI.NotFoundError);
+  },
+
+  async "a batch answers its file"() {
+    const body = { model, messages, max_tokens: 3, temperature: 0 };
+    const line = (custom_id) => JSON.stringify({ custom_id, method: "POST", url: "/v1/chat/completions", body });
+    const data = new File([["a", "b"].map(line).join("\n")], "in.jsonl");
+    const file = await client.files.create({ file: data, purpose: "batch" });
+    let batch = await client.batches.create({ input_file_id: file.id, endpoint: "/v1/chat/completions", completion_window: "24h" });
+    for (let n = 0; n < 600 && !batch.output_file_id; n++) {
+      await new Promise((done) => setTimeout(done, 100));
+      batch = await client.batches.retrieve(batch.id);
+    }
+    const output = await (await client.files.content(batch.output_file_id)).text();
+    const ids = output.trim().split("\n").map((l) => JSON.parse(l).custom_id);
+    assert.deepEqual(ids, ["a", "b"]);
+  },
+
   async "an unknown model is a 404"() {
     const call = client.chat.completions.create({ model: "no-such-model", messages });
     await assert.rejects(call, (e) => e instanceof OpenAI.NotFoundError && e.message.includes("no-such-model"));

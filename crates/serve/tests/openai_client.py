@@ -13,6 +13,7 @@ import sys
 import traceback
 from typing import Literal
 
+import httpx
 import openai
 from pydantic import BaseModel
 
@@ -213,6 +214,303 @@ def guided_choice():
 @check
 def hints_are_accepted():
     create(user="u", metadata={"k": "v"}, store=False, service_tier="auto", safety_identifier="s")
+    create(prediction={"type": "content", "content": "Hello."}, prompt_cache_key="k")
+
+
+# Tools. The model is small and its context short, so the tools are, too.
+
+NOW = {"type": "function", "function": {"name": "now"}}
+PICK = {
+    "type": "function",
+    "function": {
+        "name": "pick",
+        "strict": True,
+        "parameters": {
+            "type": "object",
+            "properties": {"n": {"enum": [1, 2]}},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def valid(call):
+    arguments = json.loads(call.function.arguments)
+    return arguments == {} if call.function.name == "now" else arguments["n"] in (1, 2) and len(arguments) == 1
+
+
+@check
+def tools_required_named_and_none():
+    for seed in range(3):
+        answer = create(tools=[NOW, PICK], tool_choice="required", seed=seed, temperature=1, max_tokens=200)
+        (choice,) = answer.choices
+        if choice.finish_reason == "tool_calls":
+            assert choice.message.tool_calls and all(map(valid, choice.message.tool_calls)), answer
+            assert choice.message.content is None
+        named = {"type": "function", "function": {"name": "pick"}}
+        answer = create(tools=[NOW, PICK], tool_choice=named, seed=seed, temperature=1, max_tokens=100)
+        (call,) = answer.choices[0].message.tool_calls
+        assert call.id.startswith("call_") and call.function.name == "pick" and valid(call)
+    assert create(tools=[NOW], tool_choice="none").choices[0].message.tool_calls is None
+    create(tools=[NOW], max_tokens=4)
+
+
+@check
+def tools_one_at_a_time_and_their_results():
+    messages = list(HI)
+    answer = create(tools=[NOW], tool_choice="required", parallel_tool_calls=False, max_tokens=100)
+    message = answer.choices[0].message
+    assert len(message.tool_calls) == 1 and answer.choices[0].finish_reason == "tool_calls"
+    messages += [message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "noon"}]
+    assert isinstance(text(create(messages=messages, tools=[NOW], tool_choice="none")), str)
+
+
+@check
+def tools_streamed():
+    class Pick(BaseModel):
+        n: Literal[1, 2]
+
+    tool = openai.pydantic_function_tool(Pick, name="pick")
+    request = {"model": MODEL, "messages": HI, "tools": [tool], "tool_choice": "required"}
+    request |= {"parallel_tool_calls": False, "max_tokens": 120, "temperature": 0}
+    parsed = client.chat.completions.parse(**request).choices[0].message.tool_calls[0].function
+    assert isinstance(parsed.parsed_arguments, Pick)
+    with client.chat.completions.stream(**request) as stream:
+        done = [event for event in stream if event.type == "tool_calls.function.arguments.done"]
+        final = stream.get_final_completion()
+    assert done[0].name == "pick" and done[0].parsed_arguments == parsed.parsed_arguments
+    assert final.choices[0].finish_reason == "tool_calls"
+
+
+@check
+def custom_tools():
+    grammar = {"type": "grammar", "grammar": {"syntax": "regex", "definition": "[a-c]{3}"}}
+    tool = {"type": "custom", "custom": {"name": "code", "format": grammar}}
+    answer = create(tools=[tool], tool_choice="required", max_tokens=60, temperature=1)
+    (call,) = answer.choices[0].message.tool_calls
+    assert call.type == "custom" and call.custom.name == "code"
+    assert len(call.custom.input) == 3 and set(call.custom.input) <= set("abc")
+
+
+@check
+def a_tool_that_is_not_there():
+    named = {"type": "function", "function": {"name": "nope"}}
+    assert refused(openai.BadRequestError, tools=[NOW], tool_choice=named).param == "tool_choice"
+
+
+@check
+def parse_that_is_cut_off_raises():
+    try:
+        client.chat.completions.parse(model=MODEL, messages=HI, max_tokens=1, response_format=Topic)
+    except openai.LengthFinishReasonError:
+        return
+    raise AssertionError("half an answer was parsed")
+
+
+@check
+def asynchronous():
+    import asyncio
+
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=BASE_URL, api_key=client.api_key, max_retries=0) as other:
+            request = {"model": MODEL, "messages": HI, "max_tokens": 8, "temperature": 0}
+            whole = await other.chat.completions.create(**request)
+            stream = await other.chat.completions.create(stream=True, **request)
+            return text(whole), "".join([c.choices[0].delta.content or "" async for c in stream])
+
+    whole, streamed = asyncio.run(ask())
+    assert whole == streamed == text(create(temperature=0))
+
+
+# Stored completions.
+
+
+@check
+def stored_completions():
+    tag = f"run-{os.getpid()}"
+    kept = [create(store=True, metadata={"tag": tag, "n": str(n)}, max_tokens=4) for n in range(3)]
+    listed = client.chat.completions.list(metadata={"tag": tag}, limit=1)
+    assert [c.id for c in listed] == [c.id for c in kept], "pages follow each other"
+    found = client.chat.completions.retrieve(kept[0].id)
+    assert text(found) == text(kept[0]) and found.metadata["n"] == "0"
+    assert client.chat.completions.update(kept[0].id, metadata={"tag": "other"}).metadata == {"tag": "other"}
+    assert len(list(client.chat.completions.list(metadata={"tag": tag}))) == 2
+    (message,) = client.chat.completions.messages.list(kept[0].id)
+    assert message.role == "user" and message.content == "Say hello."
+    assert client.chat.completions.delete(kept[0].id).deleted
+    try:
+        client.chat.completions.retrieve(kept[0].id)
+    except openai.NotFoundError:
+        return
+    raise AssertionError("it is still there")
+
+
+# Text completions.
+
+
+@check
+def completions():
+    request = {"model": MODEL, "prompt": "where is", "max_tokens": 6, "temperature": 0}
+    answer = client.completions.create(**request)
+    assert answer.object == "text_completion" and answer.choices[0].finish_reason in ("stop", "length")
+    streamed = client.completions.create(stream=True, stream_options={"include_usage": True}, **request)
+    chunks = list(streamed)
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == answer.choices[0].text
+    assert chunks[-1].usage.total_tokens == answer.usage.total_tokens
+    both = client.completions.create(**request | {"prompt": ["where is", "is it"], "n": 2})
+    assert [c.index for c in both.choices] == [0, 1, 2, 3] and both.choices[0].text == answer.choices[0].text
+
+
+@check
+def completions_echo_logprobs():
+    request = {"model": MODEL, "prompt": "where is the", "max_tokens": 0, "echo": True, "logprobs": 3}
+    (choice,) = client.completions.create(**request).choices
+    assert choice.text == "where is the" == "".join(choice.logprobs.tokens)
+    assert choice.logprobs.token_logprobs[0] is None
+    for logprob, top in zip(choice.logprobs.token_logprobs[1:], choice.logprobs.top_logprobs[1:]):
+        assert logprob <= 0 and len(top) >= 3 and logprob <= max(top.values()) + 1e-6
+    more = client.completions.create(**request | {"max_tokens": 1, "temperature": 0}).choices[0]
+    assert len(more.logprobs.tokens) == len(choice.logprobs.tokens) + 1
+
+
+# Embeddings and decisions.
+
+
+@check
+def embeddings():
+    request = {"model": MODEL, "input": ["where is the card?", "a"]}
+    by_default = client.embeddings.create(**request)
+    plain = client.embeddings.create(encoding_format="float", **request)
+    for one, other in zip(by_default.data, plain.data):
+        assert all(abs(a - b) < 1e-6 for a, b in zip(one.embedding, other.embedding)), "base64 is the same"
+        assert abs(sum(x * x for x in other.embedding) - 1) < 1e-4
+    assert by_default.usage.prompt_tokens > 0 and [d.index for d in plain.data] == [0, 1]
+    short = client.embeddings.create(dimensions=8, **request).data[0].embedding
+    assert len(short) == 8 and abs(sum(x * x for x in short) - 1) < 1e-4
+    root, auth = BASE_URL.removesuffix("/v1"), {"Authorization": f"Bearer {client.api_key}"}
+    prompt = {"model": MODEL, "prompt": "where is the card?"}
+    tokens = httpx.post(f"{root}/tokenize", json=prompt, headers=auth).json()["tokens"]
+    given = client.embeddings.create(model=MODEL, input=tokens, encoding_format="float").data[0]
+    assert all(abs(a - b) < 1e-6 for a, b in zip(given.embedding, plain.data[0].embedding))
+
+
+@check
+def decisions():
+    questions = [
+        {"type": "predicate", "instructions": "Is it a greeting?", "name": "greets"},
+        {"type": "choice", "instructions": "Topic?", "choices": [{"value": "money"}, {"value": "food"}]},
+    ]
+    body = {"model": MODEL, "input": "hello", "questions": questions}
+    answer = client.post("/decisions", cast_to=object, body=body)
+    greets, topic = answer["answers"]
+    assert greets["name"] == "greets" and 0 <= greets["probability"] <= 1
+    assert topic["choice"] in ("money", "food") and abs(sum(p["probability"] for p in topic["probabilities"]) - 1) < 1e-6
+
+
+# Responses.
+
+
+def respond(**kwargs):
+    return client.responses.create(**{"model": MODEL, "input": "Say hello.", "max_output_tokens": 8} | kwargs)
+
+
+@check
+def responses():
+    first = respond(temperature=0, metadata={"k": "v"}, instructions="Be brief.")
+    assert first.object == "response" and first.status in ("completed", "incomplete")
+    assert isinstance(first.output_text, str) and first.usage.output_tokens <= 8
+    found = client.responses.retrieve(first.id)
+    assert found.output_text == first.output_text and found.metadata == {"k": "v"}
+    second = respond(previous_response_id=first.id, input="And?")
+    assert second.previous_response_id == first.id and second.usage.input_tokens > 0
+    (item,) = client.responses.input_items.list(first.id)
+    assert item.role == "user"
+    client.responses.delete(first.id)
+    try:
+        client.responses.retrieve(first.id)
+    except openai.NotFoundError:
+        return
+    raise AssertionError("it is still there")
+
+
+@check
+def responses_streamed():
+    whole = respond(temperature=0)
+    events = list(respond(temperature=0, stream=True))
+    kinds = [event.type for event in events]
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == f"response.{whole.status}"
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == whole.output_text == events[-1].response.output_text
+
+
+@check
+def responses_tools_and_formats():
+    tool = {"type": "function", "strict": True} | PICK["function"]
+    answer = respond(tools=[tool], tool_choice="required", parallel_tool_calls=False, max_output_tokens=100)
+    (call,) = answer.output
+    assert call.type == "function_call" and json.loads(call.arguments)["n"] in (1, 2)
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "good"}
+    respond(previous_response_id=answer.id, input=[result])
+    parsed = client.responses.parse(model=MODEL, input="Say hello.", text_format=Topic, max_output_tokens=100)
+    assert isinstance(parsed.output_parsed, Topic)
+    with client.responses.stream(model=MODEL, input="Say hello.", text_format=Topic, max_output_tokens=100) as s:
+        assert isinstance(s.get_final_response().output_parsed, Topic)
+
+
+# Files and batches.
+
+
+@check
+def files():
+    content = b"x" * 2_000_000 + b"\xff\n"
+    file = client.files.create(file=("data.bin", content), purpose="user_data")
+    assert file.bytes == len(content) and file.filename == "data.bin" and file.status == "processed"
+    assert client.files.content(file.id).read() == content
+    assert client.files.retrieve(file.id).id == file.id
+    others = [client.files.create(file=(f"{n}.txt", b"x"), purpose="user_data") for n in range(2)]
+    ids = {f.id for f in client.files.list(purpose="user_data", limit=1)}
+    assert {file.id, others[0].id, others[1].id} <= ids, "pages follow each other"
+    soon = client.files.create(
+        file=("a", b"x"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
+    assert soon.expires_at == soon.created_at + 3600
+    assert client.files.delete(file.id).deleted
+
+
+@check
+def batches():
+    import time
+
+    body = {"model": MODEL, "messages": HI, "max_tokens": 4, "temperature": 0}
+    lines = [{"custom_id": f"r{n}", "method": "POST", "url": "/v1/chat/completions", "body": body} for n in range(3)]
+    lines.append(lines[0] | {"custom_id": "bad", "body": body | {"colour": 1}})
+    data = "\n".join(map(json.dumps, lines)).encode()
+    file = client.files.create(file=("in.jsonl", data), purpose="batch")
+    batch = client.batches.create(
+        input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h", metadata={"k": "v"}
+    )
+    for _ in range(600):
+        batch = client.batches.retrieve(batch.id)
+        if batch.status not in ("validating", "in_progress", "finalizing"):
+            break
+        time.sleep(0.1)
+    assert batch.status == "completed", batch
+    assert (batch.request_counts.completed, batch.request_counts.failed) == (3, 1)
+    output = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
+    assert [line["custom_id"] for line in output] == ["r0", "r1", "r2"]
+    message = output[0]["response"]["body"]["choices"][0]["message"]["content"]
+    assert message == text(create(max_tokens=4, temperature=0))
+    errors = client.files.content(batch.error_file_id).text.splitlines()
+    assert json.loads(errors[0])["response"]["status_code"] == 400
+    assert batch.id in [b.id for b in client.batches.list(limit=1)]
+    try:
+        client.batches.cancel(batch.id)
+    except openai.BadRequestError:
+        return
+    raise AssertionError("a finished batch was cancelled")
 
 
 @check
@@ -229,7 +527,7 @@ def unknown_field():
 
 @check
 def unsupported_field():
-    assert refused(openai.BadRequestError, store=True).param == "store"
+    assert refused(openai.BadRequestError, reasoning_effort="high").param == "reasoning_effort"
 
 
 @check
@@ -254,6 +552,34 @@ def context_overflow():
     long = [{"role": "user", "content": "hello world " * 50_000}]
     assert refused(openai.BadRequestError, messages=long).code == "context_length_exceeded"
     assert refused(openai.BadRequestError, max_tokens=10_000_000).code == "context_length_exceeded"
+
+
+@check
+def keys_and_limits():
+    limited = os.environ.get("BANTAM_LIMITED_KEY")
+    if not limited:
+        return
+    request = {"model": MODEL, "prompt": "a", "max_tokens": 1}
+    try:
+        client.with_options(api_key="bt-0-0").completions.create(**request)
+        raise AssertionError("a wrong key opened the server")
+    except openai.AuthenticationError as error:
+        assert error.code == "invalid_api_key"
+    try:
+        client.with_options(api_key=os.environ["BANTAM_TRAIN_KEY"]).completions.create(**request)
+        raise AssertionError("a key without the scope asked a model")
+    except openai.PermissionDeniedError as error:
+        assert error.code == "insufficient_scope"
+    # Sixty requests a minute: the next one is refused with a time, and a client that waits it out succeeds.
+    hasty = client.with_options(api_key=limited)
+    try:
+        for _ in range(61):
+            raw = hasty.completions.with_raw_response.create(**request)
+            assert raw.headers["x-ratelimit-limit-requests"] == "60"
+        raise AssertionError("there was no limit")
+    except openai.RateLimitError as error:
+        assert error.code == "rate_limit_exceeded" and int(error.response.headers["retry-after-ms"]) <= 1000
+    hasty.with_options(max_retries=3).completions.create(**request)
 
 
 @check

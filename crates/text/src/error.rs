@@ -29,14 +29,6 @@ pub enum TextError {
         /// The limit that was hit.
         limit: usize,
     },
-    /// The template has no place for what the conversation carries.
-    #[error(
-        "this chat template has no place for {what}; hint: use a base model whose template mentions it"
-    )]
-    TemplateLacks {
-        /// What the template never mentions: `tools` or `tool_calls`.
-        what: &'static str,
-    },
     /// Rendering more turns changed the text of the earlier ones, so that prompt and answer cannot be told apart.
     #[error(
         "chat template does not extend prefix-wise at message {message}: after {shared} equal bytes {before:?} became \

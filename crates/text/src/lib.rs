@@ -9,6 +9,7 @@
 //! - [`Message`], [`Tool`], [`ToolCall`] are the conversation, in OpenAI's shapes;
 //! - [`ChatTemplate`] renders a conversation; [`Chat`] is the one definition of prompt, loss mask and end
 //!   of turn that training, judging, chatting and serving share;
+//! - [`ToolSyntax`] is how calls of tools are written, [`ToolGrammar`] holds answers to it, [`ToolParser`] reads them;
 //! - [`ConstraintEngine`] compiles JSON schemas, regexes, label sets and grammars into token masks;
 //! - [`StopStrings`] watches a stream for stop strings;
 //! - [`fuzz`] holds the entry points that fuzzers and hostile-input tests call.
@@ -24,6 +25,7 @@ mod stop;
 mod stream;
 mod template;
 mod tokenizer;
+mod tools;
 
 pub use chat::{Chat, Example};
 pub use constraint::{Constraint, ConstraintEngine, ConstraintSpec, TokenMask};
@@ -33,3 +35,7 @@ pub use stop::{StopStrings, Watched};
 pub use stream::StreamDecoder;
 pub use template::{ChatTemplate, TemplateTokens};
 pub use tokenizer::{GgufVocab, Specials, TokenKind, Tokenizer, WordPiece};
+pub use tools::{
+    CallKind, CustomInput, CustomTool, ToolDemand, ToolGrammar, ToolParser, ToolPiece, ToolSyntax,
+    custom_call,
+};

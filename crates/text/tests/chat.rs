@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use bantam_text::{Chat, ChatTemplate, GgufVocab, Message, TemplateTokens, TextError, Tokenizer};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 const CHATML: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
 
@@ -197,29 +197,6 @@ fn masks_of_one_kind_and_untrained_ends_are_refused() {
         chat(endless).example(&talk(), &[]),
         Err(TextError::EndOfTurnNotTrained { message: 1, .. })
     ));
-}
-
-#[test]
-fn tools_are_not_dropped_in_silence() {
-    let tool = serde_json::from_value(json!({"type": "function", "function": {"name": "f", "description": "é <b>", "parameters": {"type": "object"}}})).unwrap();
-    let c = chat(CHATML);
-    assert!(matches!(
-        c.prompt(&talk(), &[tool]),
-        Err(TextError::TemplateLacks { what: "tools" })
-    ));
-    let with_tools = "{% if tools %}{% for t in tools %}{{ t | tojson }}{% endfor %}\n{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}{{ c.function.name }}({{ c.function.arguments.x }}){% endfor %}<|im_end|>\n{% endfor %}";
-    let tool = serde_json::from_value(json!({"type": "function", "function": {"name": "f", "description": "é <b>", "parameters": {"type": "object"}}})).unwrap();
-    let call: Message = serde_json::from_value(json!({"role": "assistant", "content": null, "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{\"x\": 7}"}}]})).unwrap();
-    assert!(matches!(
-        c.prompt(std::slice::from_ref(&call), &[]),
-        Err(TextError::TemplateLacks { what: "tool calls" })
-    ));
-    assert_eq!(
-        chat(with_tools)
-            .render(&[Message::user("u"), call], &[tool], false)
-            .unwrap(),
-        "{\"type\": \"function\", \"function\": {\"name\": \"f\", \"description\": \"é <b>\", \"parameters\": {\"type\": \"object\"}}}<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\nf(7)<|im_end|>\n"
-    );
 }
 
 #[test]

@@ -35,6 +35,20 @@ pub(crate) fn open(
     ))
 }
 
+/// The sentence encoder that was named, if it is one; fetched if need be.
+pub(crate) fn sentence_encoder_of(
+    context: &Context,
+    text: &str,
+    cancel: &AtomicBool,
+    compute: &Compute,
+) -> anyhow::Result<Option<Arc<dyn Embedder>>> {
+    let Some(path) = encoder_path(context, text, cancel)? else {
+        return Ok(None);
+    };
+    let files = bantam_formats::open_model(&path)?;
+    Ok(Some(Arc::new(sentence_encoder(&files, compute)?)))
+}
+
 /// Where the encoder is, if that is what was named.
 fn encoder_path(
     context: &Context,

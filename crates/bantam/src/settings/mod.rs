@@ -12,17 +12,20 @@ use bantam_formats::DType;
 use bantam_lab::export::MergeFormat;
 
 use crate::args::{
-    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, PullArgs, ThreadsArg,
+    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, KeysCommand, PullArgs,
+    ThreadsArg,
 };
 use crate::error::advise;
 
 mod bench;
+mod serve;
 mod work;
 
 pub(crate) use self::bench::BenchSettings;
+pub(crate) use self::serve::{ServeSettings, ServedSettings, short_name};
 pub(crate) use self::work::{
     ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, PerplexitySettings,
-    ServeSettings, TrainMode, TrainSettings,
+    TrainMode, TrainSettings,
 };
 
 /// The environment as it was when the process began.
@@ -181,7 +184,9 @@ pub(crate) enum Action {
     /// `bantam chat`
     Chat(ChatSettings),
     /// `bantam serve`
-    Serve(ServeSettings),
+    Serve(Box<ServeSettings>),
+    /// `bantam keys`
+    Keys(KeysCommand),
     /// `bantam embed`
     Embed(EmbedSettings),
     /// `bantam export`
@@ -332,7 +337,8 @@ impl Action {
                 None => Self::Eval(EvalSettings::resolve(args)),
             },
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
-            Command::Serve(args) => Self::Serve(ServeSettings::resolve(args)?),
+            Command::Serve(args) => Self::Serve(Box::new(ServeSettings::resolve(args)?)),
+            Command::Keys(command) => Self::Keys(command),
             Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),
         })
     }

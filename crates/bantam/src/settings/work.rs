@@ -1,7 +1,6 @@
 //! The settings of the commands that compute: train, eval, chat, serve, embed.
 
-use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::anyhow;
 use bantam_lab::eval::Metric;
@@ -9,7 +8,7 @@ use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
 use bantam_model::Weights;
 
 use super::{count, threads};
-use crate::args::{ChatArgs, EmbedArgs, EvalArgs, MetricArg, ServeArgs, TrainArgs};
+use crate::args::{ChatArgs, EmbedArgs, EvalArgs, MetricArg, TrainArgs};
 use crate::error::advise;
 
 /// `bantam train`
@@ -314,48 +313,6 @@ impl ChatSettings {
     }
 }
 
-/// `bantam serve`
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct ServeSettings {
-    /// The model's name or path.
-    pub(crate) model: String,
-    /// What clients call it.
-    pub(crate) model_id: String,
-    /// The address to listen on.
-    pub(crate) host: IpAddr,
-    /// The port; 0 for any free one.
-    pub(crate) port: u16,
-    /// Keys that open the API; none leaves it open.
-    pub(crate) api_keys: Vec<String>,
-    /// How weights are held.
-    pub(crate) weights: Weights,
-    /// Threads to compute with.
-    pub(crate) threads: usize,
-}
-
-impl ServeSettings {
-    pub(super) fn resolve(args: ServeArgs) -> anyhow::Result<Self> {
-        let host = match args.host.as_str() {
-            "localhost" => IpAddr::from(Ipv4Addr::LOCALHOST),
-            text => text.trim_matches(['[', ']']).parse().map_err(|_| {
-                advise(
-                    anyhow!("`{text}` is not an IP address to listen on"),
-                    "127.0.0.1 is this machine alone, 0.0.0.0 every network it is in",
-                )
-            })?,
-        };
-        Ok(Self {
-            model_id: args.model_id.unwrap_or_else(|| short_name(&args.model)),
-            model: args.model,
-            host,
-            port: args.port,
-            api_keys: args.api_key,
-            weights: args.weights.weights.into(),
-            threads: threads(args.threads),
-        })
-    }
-}
-
 /// `bantam embed`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct EmbedSettings {
@@ -393,14 +350,6 @@ impl EmbedSettings {
             json: args.json.json,
         })
     }
-}
-
-/// A model's name for clients: the last part of a path, without `.gguf`.
-fn short_name(model: &str) -> String {
-    let last = Path::new(model)
-        .file_name()
-        .map_or_else(|| model.to_owned(), |n| n.to_string_lossy().into_owned());
-    last.strip_suffix(".gguf").unwrap_or(&last).to_owned()
 }
 
 #[cfg(test)]
@@ -509,7 +458,7 @@ mod tests {
             unreachable!()
         };
         assert_eq!(
-            (serve.model_id.as_str(), serve.host.to_string()),
+            (serve.models[0].id.as_str(), serve.host.to_string()),
             ("a", "127.0.0.1".to_owned())
         );
         let Action::Chat(chat) = action(&["chat", "--model", "m", "--system", ""]).unwrap() else {

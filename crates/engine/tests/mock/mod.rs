@@ -32,6 +32,8 @@ pub struct Log {
 pub struct Mock {
     pub log: Arc<Mutex<Log>>,
     vocab: usize,
+    /// The longest sequence.
+    pub max_context: usize,
     /// Slows every pass down, for tests of slow servers.
     pub delay: std::time::Duration,
 }
@@ -42,6 +44,7 @@ impl Mock {
         Self {
             log: Arc::default(),
             vocab,
+            max_context: MAX_CONTEXT,
             delay: std::time::Duration::ZERO,
         }
     }
@@ -97,7 +100,7 @@ impl LanguageModel for Mock {
     }
 
     fn max_context(&self) -> usize {
-        MAX_CONTEXT
+        self.max_context
     }
 
     fn new_cache(&self) -> Vec<u32> {
@@ -139,7 +142,7 @@ impl LanguageModel for Mock {
         for span in spans {
             assert!(!span.tokens.is_empty());
             span.cache.extend_from_slice(span.tokens);
-            assert!(span.cache.len() <= MAX_CONTEXT);
+            assert!(span.cache.len() <= self.max_context);
             if span.tokens.contains(&LOSE) {
                 span.cache.clear();
                 panic!("planned loss");

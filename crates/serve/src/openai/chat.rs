@@ -1,306 +1,254 @@
 //! `POST /v1/chat/completions`, whole and streamed.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::Json;
-use axum::body::Body;
 use axum::extract::{Request as HttpRequest, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use axum::response::{IntoResponse, Response};
-use bantam_engine::{BoxedConstraint, Event, Finish, Request, TokenEvent, Usage};
-use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::time::{Interval, MissedTickBehavior};
-use tokio_stream::Stream;
+use bantam_engine::Usage;
+use bantam_text::{CallKind, ToolDemand};
+use serde_json::{Map, Value, json};
 
+use super::answers::{Answers, Piece};
 use super::request::ChatRequest;
 use super::response::{
-    AnswerMessage, ChatCompletion, Choice, Chunk, ChunkChoice, Delta, Head, Logprobs, TokenLogprob,
-    UsageBody, finish_reason,
+    Assembly, Call, CallDelta, CallNews, ChatCompletion, Chunk, ChunkChoice, Delta, Head, Logprobs,
+    TokenLogprob, UsageBody,
 };
+use super::sse::{self, Writer, frame};
+use super::stored;
+use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
-use crate::server::{App, Model};
-
-/// A stream that has had nothing to say for so long says a comment, so that proxies keep it open.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
+use crate::server::App;
 
 /// Names this build's arithmetic: the same fingerprint, seed and request give the same answer.
-const FINGERPRINT: &str = concat!("bantam-", env!("CARGO_PKG_VERSION"));
+pub(crate) const FINGERPRINT: &str = concat!("bantam-", env!("CARGO_PKG_VERSION"));
 
-type Events = UnboundedReceiver<(usize, Event)>;
+const ROUTE: &str = "/v1/chat/completions";
 
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
     http: HttpRequest,
 ) -> Result<Response, ApiError> {
+    let caller = Caller::of(&http)?;
     let body = app.read_json(http).await?;
     let request = ChatRequest::parse(&body)?;
     drop(body);
-    let model = Arc::clone(app.model(&request.model)?);
-    let (n, stream, include_usage) = (request.n, request.stream, request.include_usage);
-    let capacity = model.worker.info.capacity;
-    if n > capacity {
-        let message = format!("`n` must be at most {capacity} on this server, not {n}");
-        return Err(ApiError::invalid("n", message));
+    if !request.stream {
+        return whole(&app, &caller, request)
+            .await
+            .map(|completion| Json(completion).into_response());
     }
-    let seat = model.worker.seat(n)?;
+    let (include_usage, started) = (request.include_usage, start(&app, &caller, request).await?);
+    let Started {
+        answers,
+        head,
+        kept,
+        facts,
+    } = started;
+    let n = answers.len();
+    let writer = Chunks {
+        head: Head {
+            object: "chat.completion.chunk",
+            ..head
+        },
+        include_usage,
+        facts,
+        done: vec![None; n],
+        assembly: kept.map(|kept| (Assembly::new(n, facts.with_logprobs), kept)),
+        app,
+        caller,
+    };
+    Ok(sse::response(answers, Box::new(writer)))
+}
+
+/// The whole answer to a request, whatever it says of streaming.
+pub(crate) async fn whole(
+    app: &Arc<App>,
+    caller: &Caller,
+    request: ChatRequest,
+) -> Result<ChatCompletion, ApiError> {
+    let Started {
+        mut answers,
+        head,
+        kept,
+        facts,
+    } = start(app, caller, request).await?;
+    let mut assembly = Assembly::new(answers.len(), facts.with_logprobs);
+    while let Some(next) = answers.next().await {
+        let (idx, piece) = next?;
+        assembly.push(idx, &piece);
+    }
+    let metadata = kept.as_ref().map(|kept| kept.metadata.clone());
+    let completion = assembly.finish(head, facts.predicted, metadata);
+    if let Some(kept) = kept {
+        stored::keep(app, caller, &completion, kept)?;
+    }
+    Ok(completion)
+}
+
+/// What an answer that is kept is kept with.
+pub(crate) struct Kept {
+    pub(crate) metadata: Map<String, Value>,
+    pub(crate) messages: Vec<Value>,
+}
+
+/// What the form of the answer depends on.
+#[derive(Clone, Copy)]
+struct Facts {
+    with_logprobs: bool,
+    predicted: bool,
+    /// There will be calls and no text.
+    only_calls: bool,
+}
+
+struct Started {
+    answers: Answers,
+    head: Head,
+    kept: Option<Kept>,
+    facts: Facts,
+}
+
+async fn start(app: &Arc<App>, caller: &Caller, request: ChatRequest) -> Result<Started, ApiError> {
+    let model = app.model(&request.model)?;
     let head = Head {
         id: ids::random("chatcmpl-"),
-        object: if stream {
-            "chat.completion.chunk"
-        } else {
-            "chat.completion"
-        },
+        object: "chat.completion",
         created: ids::now(),
         model: model.id.clone(),
         service_tier: "default",
         system_fingerprint: FINGERPRINT,
     };
-    // Templates and schemas are programs: they run where they delay no other connection.
-    let preparing = {
-        let model = Arc::clone(&model);
-        tokio::task::spawn_blocking(move || prepare(&model, request))
+    let demand = request.ask.tools.as_ref().map(|tools| tools.demand);
+    let facts = Facts {
+        with_logprobs: request.ask.logprobs.is_some(),
+        predicted: request.ask.prediction.is_some(),
+        only_calls: demand == Some(ToolDemand::Required),
     };
-    let requests = preparing
-        .await
-        .map_err(|_| ApiError::internal("the request failed"))??;
-    let with_logprobs = requests[0].logprobs.is_some();
-    let events = model.worker.submit(requests, seat).await?;
-    if !stream {
-        return collect(head, &model, n, with_logprobs, events)
-            .await
-            .map(IntoResponse::into_response);
-    }
-    let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + KEEP_ALIVE, KEEP_ALIVE);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let writer = Writer {
+    let kept = request.store.then(|| Kept {
+        metadata: request.metadata.unwrap_or_default(),
+        messages: request.input,
+    });
+    Ok(Started {
+        answers: Answers::start(app, caller, &model, ROUTE, request.ask).await?,
         head,
-        model,
-        with_logprobs,
-        include_usage,
-        done: vec![None; n],
-        failed: false,
-    };
-    let ready = writer.opening();
-    let frames = Frames {
-        events,
-        writer,
-        ready,
-        tick,
-        is_over: false,
-    };
-    let headers = [
-        (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
-        (CACHE_CONTROL, "no-cache"),
-        (HeaderName::from_static("x-accel-buffering"), "no"),
-    ];
-    Ok((headers, Body::from_stream(frames)).into_response())
+        kept,
+        facts,
+    })
 }
 
-/// Renders the prompt, compiles the constraint, and makes one engine request for each choice.
-fn prepare(model: &Model, request: ChatRequest) -> Result<Vec<Request>, ApiError> {
-    let names = request.messages.iter().position(|m| m.name.is_some());
-    if let Some(idx) = names.filter(|_| !model.chat.template().source().contains("name")) {
-        let message = "this model's chat template has no place for a speaker's `name`";
-        return Err(ApiError::unsupported(
-            format!("messages[{idx}].name"),
-            message,
-        ));
-    }
-    let prompt = model.chat.prompt(&request.messages, &[]);
-    let prompt = prompt.map_err(|e| ApiError::invalid("messages", e.to_string()))?;
-    let constraint: Option<BoxedConstraint> = match &request.constraint {
-        None => None,
-        Some((param, spec)) => {
-            let compiled = model.constraints.compile(spec);
-            Some(
-                compiled
-                    .map_err(|e| ApiError::constraint(param, e.to_string()))?
-                    .into(),
-            )
-        }
-    };
-    let info = model.worker.info;
-    if let Some((token, _)) = request
-        .sampling
-        .logit_bias
-        .iter()
-        .find(|b| b.0 as usize >= info.vocab)
-    {
-        let message = format!(
-            "token {token} is not in the vocabulary of {} tokens",
-            info.vocab
-        );
-        return Err(ApiError::invalid("logit_bias", message));
-    }
-    // Without a limit the answer may take what the prompt leaves; at least one token, so that a
-    // prompt that leaves nothing is refused with its numbers.
-    let room = info.max_context.saturating_sub(prompt.len()).max(1);
-    let seed = request
-        .seed
-        .map_or_else(ids::random_u64, |seed| seed as u64);
-    let mut sampling = request.sampling;
-    sampling.temperature = request.temperature.unwrap_or(model.default_temperature);
-    let one = Request {
-        prompt,
-        max_tokens: request.max_tokens.unwrap_or(room),
-        sampling,
-        stop: request.stop,
-        end_tokens: model.chat.end_tokens().to_vec(),
-        constraint,
-        logprobs: request.logprobs,
-        ..Request::default()
-    };
-    Ok((0..request.n as u64)
-        .map(|choice| {
-            let mut request = one.clone();
-            request.sampling.seed = ids::choice_seed(seed, choice);
-            request
-        })
-        .collect())
-}
-
-/// Waits for all choices.
-async fn collect(
+/// Turns parts of answers into chunks.
+struct Chunks {
     head: Head,
-    model: &Model,
-    n: usize,
-    with_logprobs: bool,
-    mut events: Events,
-) -> Result<Json<ChatCompletion>, ApiError> {
-    let mut usages = vec![Usage::default(); n];
-    let mut choices: Vec<Choice> = (0..n)
-        .map(|index| Choice {
-            index,
-            message: AnswerMessage {
-                role: "assistant",
-                content: String::new(),
-                refusal: None,
-            },
-            logprobs: with_logprobs.then(Logprobs::default),
-            finish_reason: "",
-        })
-        .collect();
-    let mut n_done = 0;
-    while n_done < n {
-        let (idx, event) = events.recv().await.ok_or_else(ApiError::stopping)?;
-        match event {
-            Event::Token(token) => {
-                let logprob = token_logprob(&token, model);
-                choices[idx].message.content.push_str(&token.text_delta);
-                if let (Some(logprobs), Some(logprob)) = (&mut choices[idx].logprobs, logprob) {
-                    logprobs.content.push(logprob);
-                }
-            }
-            Event::Done {
-                finish: Finish::Error(error),
-                ..
-            } => return Err(error.into()),
-            Event::Done { finish, usage, .. } => {
-                choices[idx].finish_reason = finish_reason(&finish);
-                usages[idx] = usage;
-                n_done += 1;
-            }
-        }
-    }
-    Ok(Json(ChatCompletion {
-        head,
-        choices,
-        usage: UsageBody::of(&usages),
-    }))
-}
-
-fn token_logprob(token: &TokenEvent, model: &Model) -> Option<TokenLogprob> {
-    let logprobs = token.logprobs.as_ref()?;
-    Some(TokenLogprob::of(token.id, logprobs, model.chat.tokenizer()))
-}
-
-/// Turns events into server-sent events.
-struct Writer {
-    head: Head,
-    model: Arc<Model>,
-    with_logprobs: bool,
     include_usage: bool,
+    facts: Facts,
     /// The usage of each choice that has ended.
     done: Vec<Option<Usage>>,
-    failed: bool,
+    /// The whole, if it is to be kept.
+    assembly: Option<(Assembly, Kept)>,
+    app: Arc<App>,
+    caller: Caller,
 }
 
-impl Writer {
-    /// The chunks that come before any text: who speaks.
-    fn opening(&self) -> String {
-        let delta = || Delta {
-            role: Some("assistant"),
-            content: Some(String::new()),
-        };
+impl Writer for Chunks {
+    /// Who speaks.
+    fn opening(&mut self) -> String {
+        let content = (!self.facts.only_calls).then(String::new);
         (0..self.done.len())
-            .map(|index| self.chunk(index, delta(), None, None))
+            .map(|index| {
+                let delta = Delta {
+                    role: Some("assistant"),
+                    content: Some(content.clone()),
+                    ..Delta::default()
+                };
+                self.chunk(index, delta, None, None)
+            })
             .collect()
     }
 
-    fn frames(&mut self, index: usize, event: Event) -> String {
-        match event {
-            Event::Token(token) => {
-                let logprob = token_logprob(&token, &self.model);
-                if token.text_delta.is_empty() && logprob.is_none() {
-                    return String::new();
-                }
-                let delta = Delta {
-                    role: None,
-                    content: Some(token.text_delta),
+    fn piece(&mut self, idx: usize, piece: Piece) -> String {
+        if let Some((assembly, _)) = &mut self.assembly {
+            assembly.push(idx, &piece);
+        }
+        match piece {
+            Piece::Text { text, logprobs } => self.text(idx, text, logprobs),
+            Piece::Begin {
+                call,
+                id,
+                kind,
+                name,
+            } => self.call(idx, call, CallNews::Begin(Call::new(id, kind, name))),
+            Piece::Input { call, kind, text } => {
+                let news = match kind {
+                    CallKind::Function => CallNews::Arguments {
+                        function: json!({"arguments": text}),
+                    },
+                    CallKind::Custom => CallNews::Input {
+                        custom: json!({"input": text}),
+                    },
                 };
-                let logprobs = logprob.filter(|_| self.with_logprobs);
-                let logprobs = logprobs.map(|l| Logprobs {
-                    content: vec![l],
-                    refusal: None,
-                });
-                self.chunk(index, delta, logprobs, None)
+                self.call(idx, call, news)
             }
-            Event::Done {
-                finish: Finish::Error(error),
-                ..
-            } => self.failure(&error.into()),
-            Event::Done { finish, usage, .. } => {
-                self.done[index] = Some(usage);
-                let last = self.chunk(index, Delta::default(), None, Some(finish_reason(&finish)));
+            Piece::End => String::new(),
+            Piece::Done { reason, usage } => {
+                self.done[idx] = Some(usage);
+                let last = self.chunk(idx, Delta::default(), None, Some(reason));
                 last + &self.closing()
             }
         }
     }
 
+    /// An error ends the stream without its end mark.
+    fn failure(&mut self, error: &ApiError) -> String {
+        frame(&error.to_json())
+    }
+}
+
+impl Chunks {
+    fn text(&mut self, idx: usize, text: String, logprobs: Vec<TokenLogprob>) -> String {
+        let delta = Delta {
+            content: Some(Some(text)),
+            ..Delta::default()
+        };
+        let logprobs = self.facts.with_logprobs.then_some(Logprobs {
+            content: logprobs,
+            refusal: None,
+        });
+        self.chunk(idx, delta, logprobs, None)
+    }
+
+    fn call(&self, idx: usize, call: usize, what: CallNews) -> String {
+        let delta = Delta {
+            tool_calls: vec![CallDelta { index: call, what }],
+            ..Delta::default()
+        };
+        self.chunk(idx, delta, None, None)
+    }
+
     /// After the last choice: the usage if asked for, and the end mark.
-    fn closing(&self) -> String {
+    fn closing(&mut self) -> String {
         let Some(usages) = self.done.iter().copied().collect::<Option<Vec<Usage>>>() else {
             return String::new();
         };
         let mut frames = String::new();
         if self.include_usage {
-            let usage = Some(Some(UsageBody::of(&usages)));
+            let usage = Some(Some(UsageBody::of(&usages, self.facts.predicted)));
             frames.push_str(&frame(&Chunk {
                 head: &self.head,
                 choices: Vec::new(),
                 usage,
             }));
         }
+        if let Some((assembly, kept)) = self.assembly.take() {
+            let metadata = Some(kept.metadata.clone());
+            let whole = assembly.finish(self.head.clone(), self.facts.predicted, metadata);
+            if let Err(error) = stored::keep(&self.app, &self.caller, &whole, kept) {
+                return frames + &self.failure(&error);
+            }
+        }
         frames.push_str("data: [DONE]\n\n");
         frames
-    }
-
-    /// An error ends the stream without its end mark.
-    fn failure(&mut self, error: &ApiError) -> String {
-        self.failed = true;
-        frame(&error.to_json())
-    }
-
-    /// What to say when no more events come.
-    fn end(&mut self) -> String {
-        if self.failed || self.done.iter().all(Option::is_some) {
-            return String::new();
-        }
-        self.failure(&ApiError::stopping())
     }
 
     fn chunk(
@@ -322,55 +270,5 @@ impl Writer {
             choices,
             usage,
         })
-    }
-}
-
-fn frame(data: &impl serde::Serialize) -> String {
-    let json = serde_json::to_string(data).expect("wire types have string keys and finite numbers");
-    format!("data: {json}\n\n")
-}
-
-/// The body of a streamed answer. Dropping it, as happens when the client is gone, drops the
-/// receiver, which cancels the answer.
-struct Frames {
-    events: Events,
-    writer: Writer,
-    /// Written, not sent yet.
-    ready: String,
-    tick: Interval,
-    is_over: bool,
-}
-
-impl Stream for Frames {
-    type Item = Result<String, std::convert::Infallible>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        while !self.is_over && self.ready.len() < 16 << 10 {
-            match self.events.poll_recv(cx) {
-                Poll::Ready(Some((index, event))) => {
-                    let frames = self.writer.frames(index, event);
-                    self.ready.push_str(&frames);
-                    self.is_over = self.writer.failed;
-                }
-                Poll::Ready(None) => {
-                    let frames = self.writer.end();
-                    self.ready.push_str(&frames);
-                    self.is_over = true;
-                }
-                Poll::Pending => break,
-            }
-        }
-        if !self.ready.is_empty() {
-            self.tick.reset();
-            return Poll::Ready(Some(Ok(std::mem::take(&mut self.ready))));
-        }
-        if self.is_over {
-            return Poll::Ready(None);
-        }
-        // Also registers the wake-up; a tick that is due is a comment.
-        match self.tick.poll_tick(cx) {
-            Poll::Ready(_) => Poll::Ready(Some(Ok(": waiting\n\n".to_string()))),
-            Poll::Pending => Poll::Pending,
-        }
     }
 }

@@ -1,12 +1,15 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! `GET /v1/models`, and `GET` and `DELETE /v1/models/{id}`.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
+use bantam_store::Scope;
 use serde::Serialize;
 
+use crate::caller::Caller;
+use crate::config::ServedEmbedder;
 use crate::error::ApiError;
 use crate::server::{App, Model};
 
@@ -33,10 +36,21 @@ fn body(model: &Model) -> ModelBody {
     }
 }
 
+fn embedder(one: &ServedEmbedder) -> ModelBody {
+    ModelBody {
+        id: one.id.clone(),
+        object: "model",
+        created: one.created,
+        owned_by: "bantam".to_string(),
+    }
+}
+
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
+    let mut data: Vec<ModelBody> = app.models().iter().map(|model| body(model)).collect();
+    data.extend(app.config.embedders.iter().map(|one| embedder(one)));
     Json(ModelList {
         object: "list",
-        data: app.models.iter().map(|model| body(model)).collect(),
+        data,
     })
 }
 
@@ -46,5 +60,27 @@ pub(crate) async fn retrieve(
 ) -> Result<Json<ModelBody>, ApiError> {
     // A name that is not even text is the name of no model.
     let Path(id) = path.map_err(|_| ApiError::no_model("?"))?;
-    app.model(&id).map(|model| Json(body(model)))
+    if let Some(one) = app.config.embedders.iter().find(|one| one.id == id) {
+        return Ok(Json(embedder(one)));
+    }
+    app.model(&id).map(|model| Json(body(&model)))
+}
+
+/// Serves a tuned model no more. Its files stay: what was trained for hours is not lost by one request.
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    path: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<serde_json::Value>, ApiError> {
+    Caller::with(&request, Scope::Admin)?;
+    let Path(id) = path.map_err(|_| ApiError::no_model("?"))?;
+    let model = app.model(&id)?;
+    if !model.tuned {
+        let message = format!("`{id}` is a base model; only tuned models can be deleted");
+        return Err(ApiError::protected(message));
+    }
+    app.unload(&model.id);
+    Ok(Json(
+        serde_json::json!({"id": model.id, "object": "model", "deleted": true}),
+    ))
 }

@@ -1,8 +1,11 @@
 //! What goes back: completions, chunks, log-probabilities, usage.
 
-use bantam_engine::{Finish, TokenLogprobs, Usage};
-use bantam_text::Tokenizer;
+use bantam_engine::{TokenLogprobs, Usage};
+use bantam_text::{CallKind, Tokenizer};
 use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::answers::Piece;
 
 /// Fields that every object of one call shares.
 #[derive(Clone, Serialize)]
@@ -22,6 +25,8 @@ pub(crate) struct ChatCompletion {
     pub(crate) head: Head,
     pub(crate) choices: Vec<Choice>,
     pub(crate) usage: UsageBody,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) metadata: Option<Map<String, Value>>,
 }
 
 #[derive(Serialize)]
@@ -35,8 +40,143 @@ pub(crate) struct Choice {
 #[derive(Serialize)]
 pub(crate) struct AnswerMessage {
     pub(crate) role: &'static str,
-    pub(crate) content: String,
+    pub(crate) content: Option<String>,
     pub(crate) refusal: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<Call>,
+}
+
+/// A call of a tool.
+#[derive(Clone, Serialize)]
+pub(crate) struct Call {
+    pub(crate) id: String,
+    #[serde(flatten)]
+    pub(crate) what: Called,
+}
+
+#[derive(Clone, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum Called {
+    Function { function: FunctionCall },
+    Custom { custom: CustomCall },
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct FunctionCall {
+    name: String,
+    arguments: String,
+}
+
+#[derive(Clone, Serialize)]
+pub(crate) struct CustomCall {
+    name: String,
+    input: String,
+}
+
+impl Call {
+    /// A call of which nothing but the name is known.
+    pub(crate) fn new(id: String, kind: CallKind, name: String) -> Self {
+        let what = match kind {
+            CallKind::Function => Called::Function {
+                function: FunctionCall {
+                    name,
+                    arguments: String::new(),
+                },
+            },
+            CallKind::Custom => Called::Custom {
+                custom: CustomCall {
+                    name,
+                    input: String::new(),
+                },
+            },
+        };
+        Self { id, what }
+    }
+
+    fn push(&mut self, text: &str) {
+        match &mut self.what {
+            Called::Function { function } => function.arguments.push_str(text),
+            Called::Custom { custom } => custom.input.push_str(text),
+        }
+    }
+}
+
+/// Answers that are being put together.
+pub(crate) struct Assembly {
+    choices: Vec<Choice>,
+    usages: Vec<Usage>,
+}
+
+impl Assembly {
+    pub(crate) fn new(n: usize, with_logprobs: bool) -> Self {
+        let choice = |index| Choice {
+            index,
+            message: AnswerMessage {
+                role: "assistant",
+                content: None,
+                refusal: None,
+                tool_calls: Vec::new(),
+            },
+            logprobs: with_logprobs.then(Logprobs::default),
+            finish_reason: "",
+        };
+        Self {
+            choices: (0..n).map(choice).collect(),
+            usages: vec![Usage::default(); n],
+        }
+    }
+
+    /// Adds a part.
+    pub(crate) fn push(&mut self, idx: usize, piece: &Piece) {
+        let choice = &mut self.choices[idx];
+        match piece {
+            Piece::Text { text, logprobs } => {
+                if !text.is_empty() {
+                    let content = choice.message.content.get_or_insert_default();
+                    content.push_str(text);
+                }
+                if let Some(all) = &mut choice.logprobs {
+                    all.content.extend(logprobs.iter().cloned());
+                }
+            }
+            Piece::Begin { id, kind, name, .. } => {
+                let call = Call::new(id.clone(), *kind, name.clone());
+                choice.message.tool_calls.push(call);
+            }
+            Piece::Input { call, text, .. } => {
+                if let Some(call) = choice.message.tool_calls.get_mut(*call) {
+                    call.push(text);
+                }
+            }
+            Piece::End => {}
+            Piece::Done { reason, usage } => {
+                choice.finish_reason = reason;
+                self.usages[idx] = *usage;
+                // An answer without calls has a text, be it empty.
+                if choice.message.tool_calls.is_empty() {
+                    choice.message.content.get_or_insert_default();
+                }
+            }
+        }
+    }
+
+    /// The whole.
+    pub(crate) fn finish(
+        self,
+        head: Head,
+        predicted: bool,
+        metadata: Option<Map<String, Value>>,
+    ) -> ChatCompletion {
+        ChatCompletion {
+            head: Head {
+                object: "chat.completion",
+                ..head
+            },
+            choices: self.choices,
+            usage: UsageBody::of(&self.usages, predicted),
+            metadata,
+        }
+    }
 }
 
 /// `chat.completion.chunk`.
@@ -62,8 +202,27 @@ pub(crate) struct ChunkChoice {
 pub(crate) struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) role: Option<&'static str>,
+    /// Null beside the role of an answer that can only be calls.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) content: Option<String>,
+    pub(crate) content: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tool_calls: Vec<CallDelta>,
+}
+
+/// Something new of a call.
+#[derive(Serialize)]
+pub(crate) struct CallDelta {
+    pub(crate) index: usize,
+    #[serde(flatten)]
+    pub(crate) what: CallNews,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum CallNews {
+    Begin(Call),
+    Arguments { function: Value },
+    Input { custom: Value },
 }
 
 #[derive(Default, Serialize)]
@@ -72,26 +231,28 @@ pub(crate) struct Logprobs {
     pub(crate) refusal: Option<Vec<TokenLogprob>>,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct TokenLogprob {
     #[serde(flatten)]
-    taken: OneLogprob,
-    top_logprobs: Vec<OneLogprob>,
+    pub(crate) taken: OneLogprob,
+    pub(crate) top_logprobs: Vec<OneLogprob>,
 }
 
-#[derive(Serialize)]
-struct OneLogprob {
-    token: String,
-    logprob: f32,
-    bytes: Vec<u8>,
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct OneLogprob {
+    pub(crate) token: String,
+    pub(crate) logprob: f32,
+    pub(crate) bytes: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct UsageBody {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    total_tokens: usize,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    pub(crate) total_tokens: usize,
     prompt_tokens_details: PromptDetails,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    completion_tokens_details: Option<CompletionDetails>,
 }
 
 #[derive(Clone, Copy, Serialize)]
@@ -99,10 +260,17 @@ struct PromptDetails {
     cached_tokens: usize,
 }
 
+#[derive(Clone, Copy, Serialize)]
+struct CompletionDetails {
+    reasoning_tokens: usize,
+    accepted_prediction_tokens: usize,
+    rejected_prediction_tokens: usize,
+}
+
 impl UsageBody {
-    /// Of all choices together: they share one prompt, which counts once, as does what the first
-    /// of them found in the cache.
-    pub(crate) fn of(choices: &[Usage]) -> Self {
+    /// Of all choices together: they share one prompt, which counts once, as does what the first of them found in
+    /// the cache.
+    pub(crate) fn of(choices: &[Usage], predicted: bool) -> Self {
         let first = choices.first().copied().unwrap_or_default();
         let completion_tokens = choices.iter().map(|u| u.completion_tokens).sum();
         Self {
@@ -112,6 +280,15 @@ impl UsageBody {
             prompt_tokens_details: PromptDetails {
                 cached_tokens: first.cached_tokens,
             },
+            completion_tokens_details: predicted.then(|| {
+                let drafted: usize = choices.iter().map(|u| u.drafted_tokens).sum();
+                let accepted: usize = choices.iter().map(|u| u.accepted_tokens).sum();
+                CompletionDetails {
+                    reasoning_tokens: 0,
+                    accepted_prediction_tokens: accepted,
+                    rejected_prediction_tokens: drafted.saturating_sub(accepted),
+                }
+            }),
         }
     }
 }
@@ -136,13 +313,5 @@ impl TokenLogprob {
                 .map(|&(id, logprob)| one(id, logprob))
                 .collect(),
         }
-    }
-}
-
-/// OpenAI's word for an end that is no error.
-pub(crate) fn finish_reason(finish: &Finish) -> &'static str {
-    match finish {
-        Finish::Length => "length",
-        Finish::Stop | Finish::Cancelled | Finish::Error(_) => "stop",
     }
 }

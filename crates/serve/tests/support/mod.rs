@@ -15,13 +15,23 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bantam_engine::{Engine, EngineConfig};
+use bantam_engine::{Embedder, Engine, EngineConfig, shorten};
 use bantam_serve::{ServeConfig, ServedModel, Server};
 use bantam_text::{Chat, ChatTemplate, ConstraintEngine, TemplateTokens};
 use mock::Mock;
 use serde_json::{Value, json};
 
 pub fn model(id: &str, config: EngineConfig, delay: Duration) -> ServedModel {
+    model_with(id, config, delay, mock::MAX_CONTEXT)
+}
+
+/// A model that reads more: tools take many of its tiny tokenizer's tokens to describe.
+pub fn model_with(
+    id: &str,
+    config: EngineConfig,
+    delay: Duration,
+    max_context: usize,
+) -> ServedModel {
     let tokenizer = mock::tokenizer();
     let template = bantam_testkit::tiny::CHAT_TEMPLATE;
     let template = ChatTemplate::new(template, TemplateTokens::default(), None).unwrap();
@@ -30,10 +40,44 @@ pub fn model(id: &str, config: EngineConfig, delay: Duration) -> ServedModel {
     let mut model = ServedModel::new(id, Arc::new(chat), constraints, move || {
         let mut mock = Mock::new();
         mock.delay = delay;
+        mock.max_context = max_context;
         Ok::<_, String>(Engine::new(mock, tokenizer, config))
     });
     model.created = 1_700_000_000;
     model
+}
+
+/// Vectors that count a text's tokens by what is left of them when divided by three.
+pub struct Counter;
+
+impl Embedder for Counter {
+    fn dims(&self) -> usize {
+        3
+    }
+
+    fn max_tokens(&self) -> usize {
+        100
+    }
+
+    fn vocab(&self) -> usize {
+        300
+    }
+
+    fn encode(&self, text: &str) -> Vec<u32> {
+        text.bytes().map(u32::from).collect()
+    }
+
+    fn vectors(&self, inputs: &[&[u32]]) -> Vec<Vec<f32>> {
+        let one = |input: &&[u32]| {
+            let mut vector = vec![0.0; 3];
+            for token in *input {
+                vector[*token as usize % 3] += 1.0;
+            }
+            shorten(&mut vector, 3);
+            vector
+        };
+        inputs.iter().map(one).collect()
+    }
 }
 
 pub fn config() -> ServeConfig {
@@ -49,6 +93,29 @@ pub fn start() -> Server {
 
 pub fn start_with(serve: ServeConfig, engine: EngineConfig, delay: Duration) -> Server {
     Server::start(serve, vec![model("mock", engine, delay)]).unwrap()
+}
+
+/// A server with room for tools.
+pub fn start_wide() -> Server {
+    let model = model_with("mock", EngineConfig::default(), Duration::ZERO, 4000);
+    Server::start(config(), vec![model]).unwrap()
+}
+
+/// Sends a request with a JSON body, or none.
+pub fn send(server: &Server, method: &str, path: &str, body: Option<&Value>) -> Answer {
+    send_with(server, method, path, "", body)
+}
+
+pub fn send_with(
+    server: &Server,
+    method: &str,
+    path: &str,
+    headers: &str,
+    body: Option<&Value>,
+) -> Answer {
+    let (kind, text) = body.map_or(("", String::new()), |body| (JSON, body.to_string()));
+    let headers = format!("{kind}{headers}");
+    finish(open(server.addr(), method, path, &headers, &text))
 }
 
 #[derive(Debug)]

@@ -7,11 +7,15 @@
 
 mod escape;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::{ChatTemplate, Message, Role, TextError, TokenKind, Tokenizer, Tool};
+use crate::tools::convention;
+use crate::{
+    ChatTemplate, CustomTool, Message, Role, TextError, TokenKind, Tokenizer, Tool, ToolSyntax,
+};
 use escape::Escapes;
 
 /// An answer no template knows.
@@ -32,6 +36,7 @@ pub struct Chat {
     tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     end_tokens: Vec<u32>,
+    tool_syntax: Arc<ToolSyntax>,
 }
 
 impl Chat {
@@ -46,8 +51,16 @@ impl Chat {
             tokenizer,
             template,
             end_tokens: Vec::new(),
+            tool_syntax: Arc::new(convention::syntax()),
         };
         let own = chat.find_end_of_turn()?;
+        let end_of_turn = own.and_then(|id| chat.tokenizer.token_text(id));
+        let is_text = |text: &str| {
+            let ids = chat.tokenizer.encode(text);
+            !ids.into_iter().any(|id| chat.tokenizer.is_special(id))
+        };
+        let syntax = ToolSyntax::of(&chat.template, end_of_turn.as_deref(), &is_text);
+        chat.tool_syntax = Arc::new(syntax);
         let all = own
             .into_iter()
             .chain(chat.tokenizer.eos())
@@ -99,6 +112,11 @@ impl Chat {
         &self.end_tokens
     }
 
+    /// How calls of tools are written in answers.
+    pub fn tool_syntax(&self) -> &ToolSyntax {
+        &self.tool_syntax
+    }
+
     /// The conversation as text, with or without the beginning of an answer. For people to look at: text in
     /// it that looks like a special token is not told apart from one.
     pub fn render(
@@ -107,9 +125,9 @@ impl Chat {
         tools: &[Tool],
         add_generation_prompt: bool,
     ) -> Result<String, TextError> {
-        self.check(messages, tools)?;
+        let (messages, tools) = self.speak(messages, tools)?;
         self.template.render(
-            &to_values(messages),
+            &to_values(&messages),
             &tool_values(tools),
             add_generation_prompt,
         )
@@ -117,8 +135,19 @@ impl Chat {
 
     /// The ids after which the model answers.
     pub fn prompt(&self, messages: &[Message], tools: &[Tool]) -> Result<Vec<u32>, TextError> {
-        self.check(messages, tools)?;
-        let conversation = Conversation::new(self, messages, tools)?;
+        self.prompt_with(messages, tools, &[])
+    }
+
+    /// The ids after which the model answers, with tools that take text among those it may call.
+    pub fn prompt_with(
+        &self,
+        messages: &[Message],
+        tools: &[Tool],
+        customs: &[CustomTool],
+    ) -> Result<Vec<u32>, TextError> {
+        let (mut messages, tools) = self.speak(messages, tools)?;
+        convention::add_custom(messages.to_mut(), customs);
+        let conversation = Conversation::new(self, &messages, tools)?;
         let text = conversation.render(messages.len(), true)?;
         Ok(conversation.escapes.encode(&self.tokenizer, &text))
     }
@@ -129,7 +158,8 @@ impl Chat {
     /// The prompt and each learned turn are encoded apart, as they come about when serving: the prompt in one
     /// go, then the answer. Turns after the last learned one teach nothing and are left out.
     pub fn example(&self, messages: &[Message], tools: &[Tool]) -> Result<Example, TextError> {
-        self.check(messages, tools)?;
+        let (messages, tools) = self.speak(messages, tools)?;
+        let messages = &*messages;
         if !messages.iter().any(|m| m.role == Role::Assistant) {
             return Err(TextError::NothingTrained("there is no assistant message"));
         }
@@ -194,18 +224,21 @@ impl Chat {
         out
     }
 
-    /// Has the template a place for everything? One that ignores tools would hide them in silence.
-    fn check(&self, messages: &[Message], tools: &[Tool]) -> Result<(), TextError> {
+    /// The conversation as the template can carry it: one that does not know tools would drop them in silence,
+    /// so it is given them in words.
+    fn speak<'m>(
+        &self,
+        messages: &'m [Message],
+        tools: &'m [Tool],
+    ) -> Result<(Cow<'m, [Message]>, &'m [Tool]), TextError> {
         if messages.is_empty() {
             return Err(TextError::Message("there are no messages".into()));
         }
-        if !tools.is_empty() && !self.template.takes_tools() {
-            return Err(TextError::TemplateLacks { what: "tools" });
+        let about_tools = |m: &Message| !m.tool_calls.is_empty() || m.role == Role::Tool;
+        if self.tool_syntax.is_native() || (tools.is_empty() && !messages.iter().any(about_tools)) {
+            return Ok((Cow::Borrowed(messages), tools));
         }
-        if messages.iter().any(|m| !m.tool_calls.is_empty()) && !self.template.takes_tool_calls() {
-            return Err(TextError::TemplateLacks { what: "tool calls" });
-        }
-        Ok(())
+        Ok((Cow::Owned(convention::plain(messages, tools)), &[]))
     }
 }
 

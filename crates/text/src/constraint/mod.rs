@@ -18,8 +18,10 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
 use serde_json::{Value, json};
 
-use crate::{TextError, Tokenizer};
+use crate::{TextError, Tokenizer, ToolGrammar};
 use known::{Known, State};
+
+pub(crate) use vet::escape;
 
 /// What an answer must look like.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,6 +36,8 @@ pub enum ConstraintSpec {
     Labels(Vec<String>),
     /// Text of this grammar, in llguidance's variant of Lark.
     Lark(String),
+    /// An answer that may call tools.
+    Tools(Box<ToolGrammar>),
 }
 
 /// The tokens that may come next: one bit a token.
@@ -123,28 +127,17 @@ impl ConstraintEngine {
 
     fn compile_anew(&self, spec: &ConstraintSpec) -> Result<Constraint, TextError> {
         let refuse = |message: String| TextError::Constraint(message);
-        let grammar = match spec {
-            ConstraintSpec::JsonObject => json_grammar(json!({"type": "object"}))?,
-            ConstraintSpec::JsonSchema(schema) => {
-                vet::schema(schema)?;
-                json_grammar(schema.clone())?
-            }
-            ConstraintSpec::Regex(regex) => {
-                vet::regex(regex)?;
-                GrammarWithLexer::from_regex(regex)
-            }
-            ConstraintSpec::Labels(labels) => GrammarWithLexer::from_regex(&vet::labels(labels)?),
-            ConstraintSpec::Lark(grammar) => {
-                vet::lark(grammar)?;
-                GrammarWithLexer::from_lark(grammar.clone())
-            }
+        let grammars = match spec {
+            ConstraintSpec::Tools(tools) => tools.grammars(&single)?,
+            spec => vec![single(spec)?],
         };
         // Compiling recurses with the grammar, so it gets a stack of its own.
         let parser = std::thread::scope(|scope| {
             let compile = || {
-                let parser = self
-                    .factory
-                    .create_parser(TopLevelGrammar::from_grammar(grammar));
+                let parser = self.factory.create_parser(TopLevelGrammar {
+                    grammars,
+                    max_tokens: None,
+                });
                 parser.map_err(|e| e.to_string())
             };
             let thread = std::thread::Builder::new()
@@ -211,6 +204,31 @@ fn limits() -> ParserLimits {
         precompute_large_lexemes: true,
         verbose_errors: false,
     }
+}
+
+/// The grammar of a constraint that is not about tools.
+fn single(spec: &ConstraintSpec) -> Result<GrammarWithLexer, TextError> {
+    Ok(match spec {
+        ConstraintSpec::JsonObject => json_grammar(json!({"type": "object"}))?,
+        ConstraintSpec::JsonSchema(schema) => {
+            vet::schema(schema)?;
+            json_grammar(schema.clone())?
+        }
+        ConstraintSpec::Regex(regex) => {
+            vet::regex(regex)?;
+            GrammarWithLexer::from_regex(regex)
+        }
+        ConstraintSpec::Labels(labels) => GrammarWithLexer::from_regex(&vet::labels(labels)?),
+        ConstraintSpec::Lark(grammar) => {
+            vet::lark(grammar)?;
+            GrammarWithLexer::from_lark(grammar.clone())
+        }
+        ConstraintSpec::Tools(_) => {
+            return Err(TextError::Constraint(
+                "a grammar of tools cannot be part of another".into(),
+            ));
+        }
+    })
 }
 
 fn json_grammar(schema: Value) -> Result<GrammarWithLexer, TextError> {

@@ -249,7 +249,7 @@ pub(super) fn labels(labels: &[String]) -> Result<String, TextError> {
 }
 
 /// The regex that matches exactly this text.
-fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_ascii_alphanumeric() || c == '_' || c == ' ' || !c.is_ascii() {

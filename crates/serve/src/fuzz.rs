@@ -1,0 +1,99 @@
+//! Entry points for fuzzers and hostile-input tests: bytes in, nothing out, no panic, bounded time.
+
+use std::sync::OnceLock;
+
+use bantam_store::Store;
+
+use crate::openai;
+
+/// Reads bytes as the body of every endpoint that takes JSON.
+pub fn request_body(data: &[u8]) {
+    static STORE: OnceLock<Store> = OnceLock::new();
+    let store = STORE.get_or_init(|| Store::in_memory().expect("memory is there"));
+    openai::read_any(data, store);
+}
+
+/// Reads bytes as a query string.
+pub fn query(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = crate::query::list(Some(&text), Some("model"), true, true);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Requests that use every field.
+    fn seeds() -> Vec<Value> {
+        vec![
+            json!({"model": "m", "messages": [
+                {"role": "developer", "content": [{"type": "text", "text": "x"}]},
+                {"role": "assistant", "content": null, "tool_calls": [
+                    {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}},
+                    {"id": "d", "type": "custom", "custom": {"name": "g", "input": "x"}}]},
+                {"role": "tool", "tool_call_id": "c", "content": "r"}],
+                "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}, "strict": true}},
+                    {"type": "custom", "custom": {"name": "g", "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: \"a\""}}}}],
+                "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [{"type": "function", "function": {"name": "f"}}]}},
+                "response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": {}}},
+                "logit_bias": {"1": -1}, "stop": ["a"], "n": 2, "seed": -1, "metadata": {"a": "b"}, "store": true,
+                "prediction": {"type": "content", "content": "x"}, "stream": true, "stream_options": {"include_usage": true}}),
+            json!({"model": "m", "prompt": [[1, 2], "x"], "echo": true, "logprobs": 2, "best_of": 3}),
+            json!({"model": "m", "input": [{"role": "user", "content": [{"type": "input_text", "text": "x"}]},
+                {"type": "function_call", "call_id": "c", "name": "f", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c", "output": [{"type": "input_text", "text": "x"}]}],
+                "text": {"format": {"type": "json_object"}}, "tools": [{"type": "function", "name": "f"}], "include": [],
+                "previous_response_id": "r", "instructions": "i"}),
+        ]
+    }
+
+    /// Replaces one value somewhere inside.
+    fn mutate(value: &mut Value, at: &mut usize, by: &Value) {
+        if *at == 0 {
+            *value = by.clone();
+        }
+        *at = at.wrapping_sub(1);
+        match value {
+            Value::Array(items) => items.iter_mut().for_each(|item| mutate(item, at, by)),
+            Value::Object(fields) => fields.values_mut().for_each(|field| mutate(field, at, by)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn hostile_bodies_do_no_harm() {
+        let odd = [
+            json!(null),
+            json!(-1),
+            json!(1e300),
+            json!(u64::MAX),
+            json!(""),
+            json!("\u{0}é"),
+            json!([]),
+            json!([[[]]]),
+            json!({}),
+            json!({"type": "x"}),
+        ];
+        for seed in seeds() {
+            request_body(seed.to_string().as_bytes());
+            for at in 0..70 {
+                for by in &odd {
+                    let mut body = seed.clone();
+                    let mut at = at;
+                    mutate(&mut body, &mut at, by);
+                    request_body(body.to_string().as_bytes());
+                }
+            }
+        }
+        let deep = "[".repeat(100_000);
+        for bytes in [&b"\xff\xfe"[..], b"", b"{", b"null", deep.as_bytes()] {
+            request_body(bytes);
+            query(bytes);
+        }
+        for text in ["limit=%", "metadata[%5b]=%c3%28&after=%00", "&&=&%ff=%ff"] {
+            query(text.as_bytes());
+        }
+    }
+}

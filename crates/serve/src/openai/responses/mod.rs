@@ -1,0 +1,287 @@
+//! `/v1/responses`: create, stream, look up, forget; one response goes on from another.
+
+mod build;
+mod request;
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{RawQuery, Request, State};
+use axum::response::{IntoResponse, Response};
+use bantam_store::Object;
+use serde_json::{Map, Value, json};
+
+use super::answers::{Answers, Piece};
+use super::sse::{self, Writer};
+use crate::caller::Caller;
+use crate::error::ApiError;
+use crate::ids;
+use crate::query::{self, Id};
+use crate::server::App;
+use build::Builder;
+use request::{ITEM, KIND, ResponseRequest};
+
+pub(crate) use request::add as add_item;
+
+const ROUTE: &str = "/v1/responses";
+
+/// `POST /v1/responses`
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    http: Request,
+) -> Result<Response, ApiError> {
+    let caller = Caller::of(&http)?;
+    let body = app.read_json(http).await?;
+    let request = ResponseRequest::parse(&body, app.store_now(), &caller.owner)?;
+    drop(body);
+    if !request.stream {
+        return Ok(Json(whole(&app, &caller, request).await?).into_response());
+    }
+    let (answers, job) = start(&app, &caller, request, true).await?;
+    Ok(sse::response(answers, Box::new(job)))
+}
+
+/// Reads a body of nobody's; what comes of it is dropped.
+pub(crate) fn parse(body: &[u8], store: &bantam_store::Store) -> Result<(), ApiError> {
+    ResponseRequest::parse(body, store, "").map(|_| ())
+}
+
+/// The whole response to a body.
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    caller: &Caller,
+    body: &[u8],
+) -> Result<Value, ApiError> {
+    let request = ResponseRequest::parse(body, app.store_now(), &caller.owner)?;
+    if request.stream {
+        let message = "a batch's answers are not streamed";
+        return Err(ApiError::unsupported("stream", message));
+    }
+    whole(app, caller, request).await
+}
+
+async fn whole(
+    app: &Arc<App>,
+    caller: &Caller,
+    request: ResponseRequest,
+) -> Result<Value, ApiError> {
+    let (mut answers, mut job) = start(app, caller, request, false).await?;
+    while let Some(next) = answers.next().await {
+        job.builder.piece(next?.1);
+    }
+    job.keep()?;
+    Ok(job.builder.response())
+}
+
+/// A response on its way, and what is kept with it.
+struct Work {
+    builder: Builder,
+    app: Arc<App>,
+    caller: Caller,
+    id: String,
+    created: u64,
+    model: String,
+    store: bool,
+    metadata: Map<String, Value>,
+    context: Vec<Value>,
+    input: Vec<Value>,
+}
+
+async fn start(
+    app: &Arc<App>,
+    caller: &Caller,
+    request: ResponseRequest,
+    streamed: bool,
+) -> Result<(Answers, Work), ApiError> {
+    let model = app.model(&request.model)?;
+    let (id, created) = (ids::random("resp_"), ids::now());
+    let mut head = Map::new();
+    for (name, value) in [
+        ("id", json!(id)),
+        ("object", json!("response")),
+        ("created_at", json!(created)),
+        ("model", json!(model.id)),
+        ("background", json!(false)),
+        ("metadata", Value::Object(request.metadata.clone())),
+        ("reasoning", json!({"effort": null, "summary": null})),
+        ("service_tier", json!("default")),
+        ("store", json!(request.store)),
+        ("truncation", json!("disabled")),
+    ] {
+        head.insert(name.to_string(), value);
+    }
+    let temperature = request.ask.temperature;
+    head.extend(request.echo);
+    head["temperature"] = json!(temperature.unwrap_or(model.default_temperature));
+    let work = Work {
+        builder: Builder::new(head, streamed),
+        app: Arc::clone(app),
+        caller: caller.clone(),
+        id,
+        created,
+        model: model.id.clone(),
+        store: request.store,
+        metadata: request.metadata,
+        context: request.context,
+        input: request.input,
+    };
+    let answers = Answers::start(app, caller, &model, ROUTE, request.ask).await?;
+    Ok((answers, work))
+}
+
+impl Work {
+    /// Keeps the response, and its items by their own names.
+    fn keep(&mut self) -> Result<(), ApiError> {
+        if !self.store {
+            return Ok(());
+        }
+        let object = |kind: &str, id: &str, body: Value, extra: Value| Object {
+            kind: kind.to_string(),
+            id: id.to_string(),
+            owner: self.caller.owner.clone(),
+            created: self.created,
+            label: self.model.clone(),
+            expires: None,
+            metadata: Map::new(),
+            body,
+            extra,
+        };
+        let mut context = std::mem::take(&mut self.context);
+        let store = self.app.store_now();
+        for item in self.builder.output() {
+            request::add("output", item.clone(), &mut context)?;
+            let id = item["id"].as_str().unwrap_or_default();
+            let kept = object(ITEM, id, item.clone(), Value::Null);
+            store.insert(&kept).map_err(ApiError::store)?;
+        }
+        let extra = json!({"context": context, "input": self.input});
+        let mut kept = object(KIND, &self.id, self.builder.response(), extra);
+        kept.metadata = self.metadata.clone();
+        store.insert(&kept).map_err(ApiError::store)
+    }
+}
+
+impl Writer for Work {
+    fn opening(&mut self) -> String {
+        self.builder.begin();
+        self.builder.events()
+    }
+
+    fn piece(&mut self, _idx: usize, piece: Piece) -> String {
+        let is_end = matches!(piece, Piece::Done { .. });
+        self.builder.piece(piece);
+        if is_end && let Err(error) = self.keep() {
+            return self.failure(&error);
+        }
+        self.builder.events()
+    }
+
+    fn failure(&mut self, error: &ApiError) -> String {
+        self.builder.fail(error);
+        self.builder.events()
+    }
+}
+
+async fn find(app: &App, caller: &Caller, id: &str) -> Result<Object, ApiError> {
+    let (owner, wanted) = (caller.owner.clone(), id.to_string());
+    let found = app.store(move |store| store.get(KIND, &owner, &wanted));
+    found
+        .await?
+        .ok_or_else(|| ApiError::no_object("response", id))
+}
+
+/// `GET /v1/responses/{id}`
+pub(crate) async fn retrieve(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    RawQuery(raw): RawQuery,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    for (name, value) in query::pairs(raw.as_deref()) {
+        match (name.as_str(), value.as_str()) {
+            ("stream", "false") | ("include[]" | "include", "message.output_text.logprobs") => {}
+            ("stream" | "starting_after" | "include" | "include[]" | "include_obfuscation", _) => {
+                let message =
+                    format!("`{name}` is not supported: a response is whole when it is kept");
+                return Err(ApiError::unsupported(name, message));
+            }
+            _ => return Err(ApiError::unknown(&name)),
+        }
+    }
+    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    Ok(Json(object.body))
+}
+
+/// `DELETE /v1/responses/{id}`
+pub(crate) async fn delete(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let caller = Caller::of(&request)?;
+    let object = find(&app, &caller, &id).await?;
+    let items = object.body["output"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    app.store(move |store| {
+        for item in items {
+            let item = item["id"].as_str().unwrap_or_default();
+            store.delete(ITEM, &caller.owner, item)?;
+        }
+        store.delete(KIND, &caller.owner, &object.id)
+    })
+    .await?;
+    Ok(Json(
+        json!({"id": id, "object": "response", "deleted": true}),
+    ))
+}
+
+/// `POST /v1/responses/{id}/cancel`: only what runs in the background could be cancelled.
+pub(crate) async fn cancel(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    find(&app, &Caller::of(&request)?, &id).await?;
+    let message = "only responses in the background can be cancelled; hang up on the others";
+    Err(ApiError::conflict("not_cancellable", message))
+}
+
+/// `GET /v1/responses/{id}/input_items`
+pub(crate) async fn input_items(
+    State(app): State<Arc<App>>,
+    Id(id): Id,
+    RawQuery(raw): RawQuery,
+    request: Request,
+) -> Result<Json<Value>, ApiError> {
+    let query = query::list(raw.as_deref(), None, false, false)?;
+    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    let items = object.extra["input"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    query::slice(items, &query).map(Json)
+}
+
+/// `POST /v1/responses/input_tokens`: how long the prompt would be.
+pub(crate) async fn input_tokens(
+    State(app): State<Arc<App>>,
+    http: Request,
+) -> Result<Json<Value>, ApiError> {
+    let caller = Caller::of(&http)?;
+    let body = app.read_json(http).await?;
+    let request = ResponseRequest::parse(&body, app.store_now(), &caller.owner)?;
+    let model = app.model(&request.model)?;
+    let counting = tokio::task::spawn_blocking(move || request.ask.prepare(&model));
+    let job = counting
+        .await
+        .map_err(|_| ApiError::internal("the request failed"))??;
+    let n = job
+        .requests
+        .first()
+        .map_or(0, |request| request.prompt.len());
+    Ok(Json(
+        json!({"object": "response.input_tokens", "input_tokens": n}),
+    ))
+}
