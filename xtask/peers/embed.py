@@ -24,7 +24,7 @@ a.add_argument("--threads", type=int, default=2)
 a = a.parse_args()
 
 texts = [t for t in json.load(open(a.golden))["awkward"] if len(t) < 240]
-texts += [" ".join(ORDINARY[(i + j) % len(ORDINARY)] for j in range(1 + i % 9)) for i in range(120)]
+texts += [" ".join(ORDINARY[(i + j) % len(ORDINARY)] for j in range(1 + i % 15)) for i in range(120)]
 if a.write:
     with open(a.write, "w") as out:
         out.writelines(json.dumps(t) + "\n" for t in texts)
