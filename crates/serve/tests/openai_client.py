@@ -11,9 +11,9 @@ import math
 import os
 import sys
 import traceback
+import urllib.request
 from typing import Literal
 
-import httpx
 import openai
 from pydantic import BaseModel
 
@@ -388,9 +388,10 @@ def embeddings():
     assert by_default.usage.prompt_tokens > 0 and [d.index for d in plain.data] == [0, 1]
     short = client.embeddings.create(dimensions=8, **request).data[0].embedding
     assert len(short) == 8 and abs(sum(x * x for x in short) - 1) < 1e-4
-    root, auth = BASE_URL.removesuffix("/v1"), {"Authorization": f"Bearer {client.api_key}"}
-    prompt = {"model": MODEL, "prompt": "where is the card?"}
-    tokens = httpx.post(f"{root}/tokenize", json=prompt, headers=auth).json()["tokens"]
+    headers = {"Authorization": f"Bearer {client.api_key}", "Content-Type": "application/json"}
+    prompt = json.dumps({"model": MODEL, "prompt": "where is the card?"}).encode()
+    asked = urllib.request.Request(BASE_URL.removesuffix("/v1") + "/tokenize", prompt, headers)
+    tokens = json.load(urllib.request.urlopen(asked))["tokens"]
     given = client.embeddings.create(model=MODEL, input=tokens, encoding_format="float").data[0]
     assert all(abs(a - b) < 1e-6 for a, b in zip(given.embedding, plain.data[0].embedding))
 
