@@ -15,12 +15,12 @@
 
 use crate::attention::{BLOCK, HeadDims};
 use crate::isa::{Level, for_each_isa};
-use crate::ops::{LANES, max_body, round_to_bf16_pairs, tree};
+use crate::ops::{LANES, max_body, round_bits, round_to_bf16_pairs, tree};
 use crate::par::Parts;
 use crate::{Compute, Isa};
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Query rows (heads of tokens) that are worked on together: with two vectors of positions
 /// they fill 24 of the 32 registers with sums.
@@ -32,34 +32,53 @@ const TOKENS: usize = 16;
 /// Pairs of positions in a block.
 const POS_PAIRS: usize = BLOCK / 2;
 
-/// A cache line of bf16, so that blocks start at one.
+/// A cache line of pairs of bf16, so that blocks start at one.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-struct Line([u16; 32]);
+struct Line([u32; 16]);
 
-const ZERO: Line = Line([0; 32]);
+const ZERO: Line = Line([0; 16]);
 
 /// Keys and values of [`BLOCK`] positions in every layer, in bf16.
 ///
-/// Layout: by layer; in a layer the keys of each key-value head as `[Dh / 2, BLOCK, 2]`, then the
-/// values as `[BLOCK / 2, Dv, 2]` with `Dv` the next multiple of 16: the last axis is what one
-/// lane of a dot product of pairs takes.
+/// Layout: by layer; in a layer the keys of each key-value head as `[Dh / 2, BLOCK]` words, then
+/// the values as `[BLOCK / 2, Dv]` with `Dv` the next multiple of 16. A word holds two neighbours
+/// of the axis that is summed over, the even one in its low half.
 #[derive(Clone, Debug)]
 pub struct KvBlock {
     lines: Vec<Line>,
     layer_len: usize,
 }
 
+/// Memory of blocks that were dropped. The system would zero it page by page; a block need not
+/// be zero, since nothing is read of it that was not stored.
+static SPARE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+/// Most blocks that are kept.
+const MAX_SPARE: usize = 64;
+
+impl Drop for KvBlock {
+    fn drop(&mut self) {
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        if spare.len() < MAX_SPARE && !self.lines.is_empty() {
+            spare.push(std::mem::take(&mut self.lines));
+        }
+    }
+}
+
 impl KvBlock {
-    /// A block of zeros.
+    /// A block in which nothing has been stored.
     ///
     /// Panics if the head width is odd.
     pub fn new(dims: HeadDims, n_layers: usize) -> Self {
         assert!(dims.head_dim.is_multiple_of(2), "the head width is even");
         let layer_len = layer_len(dims);
         let n_lines = (layer_len * n_layers).div_ceil(ZERO.0.len());
+        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = spare.iter().rposition(|lines| lines.len() == n_lines);
+        let lines = fits.map(|i| spare.swap_remove(i));
+        drop(spare);
         Self {
-            lines: vec![ZERO; n_lines],
+            lines: lines.unwrap_or_else(|| vec![ZERO; n_lines]),
             layer_len,
         }
     }
@@ -69,58 +88,94 @@ impl KvBlock {
         (layer_len(dims) * n_layers).div_ceil(ZERO.0.len()) * size_of::<Line>()
     }
 
-    /// Rounds the key and value of one token into slot `pos % BLOCK` of a layer.
+    /// Rounds the keys and values of neighbouring tokens, the first at position `pos`, into their
+    /// slots of a layer.
     ///
-    /// Shapes: qkv_row [W], rotated
-    pub fn store(&mut self, layer: usize, qkv_row: &[f32], pos: usize, dims: HeadDims) {
-        let (dh, dv, slot) = (dims.head_dim, value_width(dims), pos % BLOCK);
-        assert_eq!(qkv_row.len(), dims.qkv_width(), "a row is [W]");
-        assert_eq!(self.layer_len, layer_len(dims), "one model, one layout");
-        let bits = |x: f32| half::bf16::from_f32(x).to_bits();
-        let at = layer * self.layer_len;
-        let (layer, heads) = (
-            &mut self.cells_mut()[at..at + layer_len(dims)],
-            dims.n_kv_heads,
+    /// Shapes: qkv [T, W], rotated
+    /// Errors: panics if the tokens do not fit the block
+    pub fn store(&mut self, isa: Isa, layer: usize, qkv: &[f32], pos: usize, dims: HeadDims) {
+        assert!(
+            qkv.len().is_multiple_of(dims.qkv_width()),
+            "rows are [T, W]"
         );
-        let (keys, values) = layer.split_at_mut(heads * dh * BLOCK);
-        let (row_keys, row_values) = qkv_row[dims.out_width()..].split_at(heads * dh);
-        for (pair, x) in keys
-            .chunks_exact_mut(2 * BLOCK)
-            .zip(row_keys.chunks_exact(2))
-        {
-            pair[2 * slot] = bits(x[0]);
-            pair[2 * slot + 1] = bits(x[1]);
-        }
-        for (head, x) in values
-            .chunks_exact_mut(BLOCK * dv)
-            .zip(row_values.chunks_exact(dh))
-        {
-            let pair = &mut head[slot / 2 * 2 * dv..][..2 * dv];
-            for (cell, &x) in pair[slot % 2..].iter_mut().step_by(2).zip(x) {
-                *cell = bits(x);
-            }
-        }
-    }
-
-    fn cells_mut(&mut self) -> &mut [u16] {
-        // SAFETY: a `Line` is 32 numbers without padding, and any bits are one.
-        unsafe {
+        assert_eq!(self.layer_len, layer_len(dims), "one model, one layout");
+        let (at, len) = (layer * self.layer_len, self.layer_len);
+        // SAFETY: a `Line` is 16 words without padding.
+        let words = unsafe {
             std::slice::from_raw_parts_mut(
                 self.lines.as_mut_ptr().cast(),
                 self.lines.len() * ZERO.0.len(),
             )
-        }
+        };
+        store_rows(isa, &mut words[at..at + len], qkv, pos % BLOCK, dims);
     }
 
-    fn layer(&self, layer: usize) -> &[u16] {
-        // SAFETY: as `cells_mut`.
-        let cells = unsafe {
+    fn layer(&self, layer: usize) -> &[u32] {
+        // SAFETY: as in `store`.
+        let words = unsafe {
             std::slice::from_raw_parts(
-                self.lines.as_ptr().cast::<u16>(),
+                self.lines.as_ptr().cast::<u32>(),
                 self.lines.len() * ZERO.0.len(),
             )
         };
-        &cells[layer * self.layer_len..][..self.layer_len]
+        &words[layer * self.layer_len..][..self.layer_len]
+    }
+}
+
+for_each_isa! {
+    /// [`KvBlock::store`] into the words of one layer, from `slot` on.
+    fn store_rows(layer: &mut [u32], qkv: &[f32], slot: usize, dims: HeadDims) {
+        let (dh, dv, w) = (dims.head_dim, value_width(dims), dims.qkv_width());
+        let width = dims.n_kv_heads * dh;
+        let (keys, values) = layer.split_at_mut(width / 2 * BLOCK);
+        let mut rows = qkv.chunks_exact(w).map(|row| row[dims.out_width()..].split_at(width));
+        let mut slot = slot;
+        while let Some((key, value)) = rows.next() {
+            store_key(keys, key, slot);
+            let pair = &mut values[slot / 2 * dv..];
+            // Heads lie a block apart.
+            let heads = |pair: usize| pair * BLOCK / 2 * dv;
+            if slot % 2 == 1 {
+                for (head, value) in value.chunks_exact(dh).enumerate() {
+                    for (word, &x) in pair[heads(head)..].iter_mut().zip(value) {
+                        *word = *word & 0xffff | round_bits(x) << 16;
+                    }
+                }
+            } else if let Some((next_key, next)) = rows.next() {
+                slot += 1;
+                store_key(keys, next_key, slot);
+                let both = value.chunks_exact(dh).zip(next.chunks_exact(dh));
+                for (head, (value, next)) in both.enumerate() {
+                    let words = pair[heads(head)..].iter_mut();
+                    for ((word, &x), &y) in words.zip(value).zip(next) {
+                        *word = round_bits(x) | round_bits(y) << 16;
+                    }
+                }
+            } else {
+                // A pair is read as soon as its first half is there: the second must be a number.
+                for (head, value) in value.chunks_exact(dh).enumerate() {
+                    for (word, &x) in pair[heads(head)..].iter_mut().zip(value) {
+                        *word = round_bits(x);
+                    }
+                }
+            }
+            slot += 1;
+        }
+    }
+}
+
+#[inline(always)]
+fn store_key(keys: &mut [u32], key: &[f32], slot: usize) {
+    // Rounded in vectors, then scattered.
+    let mut words = [0; LANES];
+    let (lines, parts) = (keys.chunks_mut(LANES * BLOCK), key.chunks(2 * LANES));
+    for (keys, part) in lines.zip(parts) {
+        for (word, x) in words.iter_mut().zip(part.chunks_exact(2)) {
+            *word = round_bits(x[0]) | round_bits(x[1]) << 16;
+        }
+        for (keys, &word) in keys.chunks_exact_mut(BLOCK).zip(&words) {
+            keys[slot] = word;
+        }
     }
 }
 
@@ -129,9 +184,9 @@ fn value_width(dims: HeadDims) -> usize {
     dims.head_dim.next_multiple_of(16)
 }
 
-/// Numbers of one layer of a block, in whole lines.
+/// Words of one layer of a block: whole lines.
 fn layer_len(dims: HeadDims) -> usize {
-    dims.n_kv_heads * BLOCK * (dims.head_dim + value_width(dims))
+    dims.n_kv_heads * BLOCK / 2 * (dims.head_dim + value_width(dims))
 }
 
 /// The new rows of one sequence and the blocks that hold its keys and values, the new ones
@@ -254,7 +309,8 @@ impl Task<'_> {
         let token = |r: usize| self.tokens.start + r / group;
         for start in (0..n_rows).step_by(TILE) {
             let m = TILE.min(n_rows - start);
-            let n_blocks = (self.span.first_pos + token(start + m - 1)) / BLOCK + 1;
+            let n_positions = self.span.first_pos + token(start + m - 1) + 1;
+            let n_blocks = n_positions.div_ceil(BLOCK);
             // Not a power of two apart: rows would fall into the same sets of the cache.
             let stride = n_blocks * BLOCK + 16;
             grow(&mut scratch.row, dh / 2);
@@ -272,9 +328,10 @@ impl Task<'_> {
             }
             let head = Head {
                 blocks: &self.span.blocks[..n_blocks],
+                n_pairs: n_positions.div_ceil(2),
                 layer: self.layer,
-                keys: self.kv_head * dh * BLOCK,
-                values: dims.n_kv_heads * dh * BLOCK + self.kv_head * value_width(dims) * BLOCK,
+                keys: self.kv_head * dh / 2 * BLOCK,
+                values: (dims.n_kv_heads * dh + self.kv_head * value_width(dims)) * POS_PAIRS,
                 dims,
             };
             head.scores(isa, &mut scratch.scores, stride, &scratch.query, m);
@@ -383,6 +440,8 @@ fn round_pairs(out: &mut [u32], p: &[f32; LANES]) {
 /// The cached keys and values that a tile reads: one key-value head of one layer.
 struct Head<'a> {
     blocks: &'a [Arc<KvBlock>],
+    /// Pairs of positions that the last row sees; what a block holds beyond is not read.
+    n_pairs: usize,
     layer: usize,
     /// Where the head's keys start in a layer of a block, and its values.
     keys: usize,
@@ -391,12 +450,14 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
-    fn keys(&self, block: usize) -> &[u16] {
-        &self.blocks[block].layer(self.layer)[self.keys..][..self.dims.head_dim * BLOCK]
+    fn keys(&self, block: usize) -> &[u32] {
+        let len = self.dims.head_dim / 2 * BLOCK;
+        &self.blocks[block].layer(self.layer)[self.keys..][..len]
     }
 
-    fn values(&self, block: usize) -> &[u16] {
-        &self.blocks[block].layer(self.layer)[self.values..][..value_width(self.dims) * BLOCK]
+    fn values(&self, block: usize) -> &[u32] {
+        let len = value_width(self.dims) * POS_PAIRS;
+        &self.blocks[block].layer(self.layer)[self.values..][..len]
     }
 
     /// `scores [m, positions] = query K^T`, rows `stride` apart.
@@ -453,12 +514,11 @@ for_each_isa! {
             let keys = head.keys(block);
             for i in 0..m {
                 let mut sums = [0.0f32; BLOCK];
-                for (p, keys) in keys.chunks_exact(2 * BLOCK).enumerate() {
+                for (p, keys) in keys.chunks_exact(BLOCK).enumerate() {
                     let q = query[p * TILE + i];
                     for j in 0..BLOCK {
-                        let (even, odd) = (u32::from(keys[2 * j]), u32::from(keys[2 * j + 1]));
-                        sums[j] = high(q).mul_add(f32::from_bits(odd << 16), sums[j]);
-                        sums[j] = low(q).mul_add(f32::from_bits(even << 16), sums[j]);
+                        sums[j] = high(q).mul_add(high(keys[j]), sums[j]);
+                        sums[j] = low(q).mul_add(low(keys[j]), sums[j]);
                     }
                 }
                 scores[i * stride + block * BLOCK..][..BLOCK].copy_from_slice(&sums);
@@ -474,13 +534,12 @@ for_each_isa! {
         for (v, out) in row.chunks_mut(LANES).enumerate() {
             let mut sums = [0.0f32; LANES];
             for block in 0..head.blocks.len() {
-                let probs = &probs[block * POS_PAIRS..][..POS_PAIRS];
-                for (values, &p) in head.values(block).chunks_exact(2 * dv).zip(probs) {
-                    let values = &values[2 * LANES * v..][..2 * LANES];
+                let probs = &probs[block * POS_PAIRS..head.n_pairs.min((block + 1) * POS_PAIRS)];
+                for (values, &p) in head.values(block).chunks_exact(dv).zip(probs) {
+                    let values = &values[LANES * v..][..LANES];
                     for d in 0..LANES {
-                        let (even, odd) = (u32::from(values[2 * d]), u32::from(values[2 * d + 1]));
-                        sums[d] = high(p).mul_add(f32::from_bits(odd << 16), sums[d]);
-                        sums[d] = low(p).mul_add(f32::from_bits(even << 16), sums[d]);
+                        sums[d] = high(p).mul_add(high(values[d]), sums[d]);
+                        sums[d] = low(p).mul_add(low(values[d]), sums[d]);
                     }
                 }
             }
@@ -491,6 +550,9 @@ for_each_isa! {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    /// Up to so many rows, memory is slower than arithmetic.
+    const FEW: usize = 4;
+
     use super::{BLOCK, Head, MIX_TILE, POS_PAIRS, TILE, value_width};
     use std::arch::x86_64::*;
 
@@ -535,11 +597,24 @@ mod x86 {
         let pairs = head.dims.head_dim / 2;
         for block in 0..head.blocks.len() {
             let mut keys = head.keys(block).as_ptr().cast::<i32>();
+            // Blocks lie apart, and few rows do not wait for sums but for memory: ask for the
+            // next block while this one is read, after the last for the first values.
+            let next = if block + 1 < head.blocks.len() {
+                head.keys(block + 1)
+            } else {
+                head.values(0)
+            };
+            let mut next = next.as_ptr().cast::<i32>();
             // SAFETY: the block's keys are [pairs, BLOCK] words, the queries [pairs, TILE], and
             // each row of scores has room for every block.
             unsafe {
                 let mut sums = [[_mm512_setzero_ps(); 2]; M];
                 for p in 0..pairs {
+                    if M <= FEW {
+                        _mm_prefetch::<_MM_HINT_T0>(next.cast());
+                        _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(16).cast());
+                        next = next.wrapping_add(BLOCK);
+                    }
                     let k0 = as_bf16(_mm512_loadu_epi32(keys));
                     let k1 = as_bf16(_mm512_loadu_epi32(keys.add(16)));
                     for i in 0..M {
@@ -624,15 +699,24 @@ mod x86 {
         stride: usize,
         at: usize,
     ) {
-        let (dh, dv) = (head.dims.head_dim, value_width(head.dims));
+        let (dh, dv, n_pairs) = (head.dims.head_dim, value_width(head.dims), head.n_pairs);
         // SAFETY: the block's values are [POS_PAIRS, dv] words, at + 16 NV <= dv, the probs are
         // [M, stride] with room for every block, and masked lanes of a row are never touched.
         unsafe {
             let mut sums = [[_mm512_setzero_ps(); NV]; M];
             for block in 0..head.blocks.len() {
                 let mut values = head.values(block).as_ptr().cast::<i32>().add(at);
+                // As for the keys; the last block asks for itself again, which is for free.
+                let next = head.values((block + 1).min(head.blocks.len() - 1));
+                let mut next = next.as_ptr().cast::<i32>().add(at);
                 let probs = probs.as_ptr().add(block * POS_PAIRS);
-                for j in 0..POS_PAIRS {
+                for j in 0..POS_PAIRS.min(n_pairs - block * POS_PAIRS) {
+                    if M <= FEW {
+                        for n in 0..NV {
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(16 * n).cast());
+                        }
+                        next = next.wrapping_add(dv);
+                    }
                     let mut v = [as_bf16(_mm512_setzero_si512()); NV];
                     for n in 0..NV {
                         v[n] = as_bf16(_mm512_loadu_epi32(values.add(16 * n)));
@@ -693,7 +777,7 @@ mod tests {
         let w = dims.qkv_width();
         let mut blocks = vec![KvBlock::new(dims, 2); (qkv.len() / w).div_ceil(BLOCK)];
         for (pos, row) in qkv.chunks_exact(w).enumerate() {
-            blocks[pos / BLOCK].store(layer, row, pos, dims);
+            blocks[pos / BLOCK].store(Isa::SCALAR, layer, row, pos, dims);
         }
         blocks.into_iter().map(Arc::new).collect()
     }
@@ -744,6 +828,38 @@ mod tests {
                     assert!(!want.iter().zip(&*widened).any(far), "{dims:?}");
                 } else {
                     assert!(want == *widened, "{} {dims:?}", isa.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn rows_are_stored_alike_one_by_one_and_together() {
+        for dims in shapes() {
+            let w = dims.qkv_width();
+            let qkv = numbers(BLOCK * w, 7);
+            for isa in Isa::available() {
+                let mut one_by_one = KvBlock::new(dims, 2);
+                for (pos, row) in qkv.chunks_exact(w).enumerate() {
+                    one_by_one.store(Isa::SCALAR, 1, row, pos, dims);
+                }
+                for cut in [1, 2, 3, 5, 32] {
+                    let mut cut_up = KvBlock::new(dims, 2);
+                    for (i, rows) in qkv.chunks(cut * w).enumerate() {
+                        cut_up.store(isa, 1, rows, 3 * BLOCK + i * cut, dims);
+                    }
+                    let same = |head: usize| {
+                        let len = value_width(dims) * POS_PAIRS;
+                        let at = dims.n_kv_heads * dims.head_dim * POS_PAIRS + head * len;
+                        let used = |block: &KvBlock| -> Vec<u32> {
+                            let rows = block.layer(1)[at..at + len].chunks(value_width(dims));
+                            rows.flat_map(|row| row[..dims.head_dim].to_vec()).collect()
+                        };
+                        let keys = ..dims.n_kv_heads * dims.head_dim * POS_PAIRS;
+                        one_by_one.layer(1)[keys] == cut_up.layer(1)[keys]
+                            && used(&one_by_one) == used(&cut_up)
+                    };
+                    assert!((0..dims.n_kv_heads).all(same), "{dims:?} cut {cut}");
                 }
             }
         }

@@ -194,11 +194,11 @@ pub(crate) fn store(
     let chunk = if qkv.len() / w == writes.len() { 4 } else { 1 };
     compute.pool().chunks_mut(&mut writes, chunk, |_, writes| {
         for Write { block, pos, rows } in writes {
-            for (i, row) in rows.chunks_exact(w).enumerate() {
-                match block {
-                    BlockMut::Rounded(block) => block.store(layer, row, *pos + i, heads),
-                    BlockMut::Full(block) => {
-                        let block = &mut block[layer * layer_len..][..layer_len];
+            match block {
+                BlockMut::Rounded(block) => block.store(compute.isa(), layer, rows, *pos, heads),
+                BlockMut::Full(block) => {
+                    let block = &mut block[layer * layer_len..][..layer_len];
+                    for (i, row) in rows.chunks_exact(w).enumerate() {
                         store_in_block(block, row, *pos + i, heads);
                     }
                 }

@@ -14,8 +14,10 @@ use bantam_kernels::Compute;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
-/// Rows that a thread takes from one attention to the next: their gates and ups fit its cache.
+/// Most rows that a thread takes from one attention to the next: their gates and ups fit its cache.
 const TASK_ROWS: usize = 48;
+/// Rows that a quantised product takes together.
+const TILE: usize = 6;
 /// From this many rows on, threads take rows instead of columns.
 const MANY_ROWS: usize = 96;
 
@@ -138,6 +140,12 @@ impl Model<f32> {
         compute: &Compute,
     ) -> Vec<Range<usize>> {
         let (config, full) = (&self.config, self.embed.is_full());
+        // Spans with one adapter side by side, so that it is read once for all of them.
+        let mut spans: Vec<(usize, &mut Span<'_>)> = spans.iter_mut().enumerate().collect();
+        let loras: Vec<_> = spans.iter().map(|(_, span)| address(span.lora)).collect();
+        spans.sort_by_key(|(_, span)| loras.iter().position(|&at| at == address(span.lora)));
+        let order: Vec<usize> = spans.iter().map(|&(i, _)| i).collect();
+        let mut spans: Vec<&mut Span<'_>> = spans.into_iter().map(|(_, span)| span).collect();
         let tokens = spans.iter().flat_map(|span| span.tokens);
         assert!(
             tokens.clone().all(|&token| (token as usize) < config.vocab),
@@ -145,7 +153,7 @@ impl Model<f32> {
         );
         self.embed_rows(compute, &mut work.x, tokens);
         let (mut rows, mut positions, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        for span in &mut *spans {
+        for span in &mut spans {
             let n = span.tokens.len();
             assert!(n > 0, "a span has at least one token");
             let start = positions.len();
@@ -193,6 +201,9 @@ impl Model<f32> {
         self.between(compute, config.n_layers, &adapters, &positions, work);
         for (cache, rows) in caches.iter_mut().zip(&rows) {
             cache.advance(rows.len());
+        }
+        if !order.is_sorted() {
+            put_back(&order, &mut wanted, work, config.d_model);
         }
         wanted
     }
@@ -246,10 +257,11 @@ impl Model<f32> {
         if n < MANY_ROWS {
             run(0, x, qkv);
         } else {
+            let rows = task_rows(n, compute.threads());
             compute
                 .pool()
-                .chunks_mut2((x, TASK_ROWS * d), (qkv, TASK_ROWS * w), |i, x, qkv| {
-                    run(i * TASK_ROWS, x, qkv)
+                .chunks_mut2((x, rows * d), (qkv, rows * w), |i, x, qkv| {
+                    run(i * rows, x, qkv)
                 });
         }
     }
@@ -426,13 +438,48 @@ impl Model<f32> {
     }
 }
 
+/// How many of `n` rows a task takes, so that the threads end together.
+fn task_rows(n: usize, threads: usize) -> usize {
+    let time = |rows: usize| {
+        let (full, rest) = (n / rows, n % rows);
+        if full % threads == 0 {
+            full / threads * rows + rest
+        } else {
+            full.div_ceil(threads) * rows
+        }
+    };
+    let sizes = (TASK_ROWS / 2..=TASK_ROWS).rev().step_by(TILE);
+    sizes.min_by_key(|&rows| time(rows)).unwrap_or(TASK_ROWS)
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // A poisoned lock only says that a task panicked; buffers have no state to break.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn address(lora: Option<&Lora<f32>>) -> Option<*const Lora<f32>> {
+    lora.map(std::ptr::from_ref)
+}
+
+/// Puts the rows of `work.x`, those of span `order[0]` first, in the order of the spans.
+fn put_back(order: &[usize], wanted: &mut Vec<Range<usize>>, work: &mut InferWorkspace, d: usize) {
+    let mut places = vec![(0..0, 0..0); order.len()];
+    let mut at = 0;
+    for (&i, wanted) in order.iter().zip(&*wanted) {
+        places[i] = (at * d..(at + wanted.len()) * d, wanted.clone());
+        at += wanted.len();
+    }
+    let mut x = Vec::with_capacity(work.x.len());
+    wanted.clear();
+    for (from, rows) in places {
+        x.extend_from_slice(&work.x[from]);
+        wanted.push(rows);
+    }
+    work.x = x;
+}
+
 fn with_lora<'a>(
-    (span, rows): (&Span<'a>, &Range<usize>),
+    (span, rows): (&&mut Span<'a>, &Range<usize>),
 ) -> Option<(Range<usize>, &'a Lora<f32>)> {
     span.lora.map(|lora| (rows.clone(), lora))
 }

@@ -17,19 +17,25 @@ use crate::settings::ChatSettings;
 /// Talks until the input ends.
 pub(crate) fn run(context: &Context, settings: &ChatSettings) -> anyhow::Result<()> {
     let printer = &context.printer;
-    let loaded = Loaded::open(context, &settings.model, &AtomicBool::new(false))?;
-    let engine = {
-        let _spinner = Progress::spinner(printer, format!("loading {}", loaded.base.name));
-        let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
-        Engine::new(
-            model,
-            loaded.base.chat.tokenizer().clone(),
-            EngineConfig {
-                slots: 1,
-                ..EngineConfig::default()
-            },
-        )
+    let (loaded, model) = {
+        let _spinner = Progress::spinner(printer, format!("loading {}", settings.model));
+        let (cancel, compute) = (AtomicBool::new(false), Compute::new(settings.threads));
+        Loaded::open_and_load(
+            context,
+            &settings.model,
+            &cancel,
+            &compute,
+            settings.weights,
+        )?
     };
+    let engine = Engine::new(
+        model,
+        loaded.base.chat.tokenizer().clone(),
+        EngineConfig {
+            slots: 1,
+            ..EngineConfig::default()
+        },
+    );
     let system = settings.system.or(loaded.system()).map(Message::system);
     let mut talk = Talk {
         printer,

@@ -94,12 +94,18 @@ fn load(
     compute: &Compute,
     cancel: &AtomicBool,
 ) -> anyhow::Result<(ServedModel, Option<String>)> {
-    let loaded = Loaded::open(context, &settings.model, cancel)?;
+    let spinner = Progress::spinner(&context.printer, format!("loading {}", settings.model));
+    let (loaded, model) =
+        Loaded::open_and_load(context, &settings.model, cancel, compute, weights)?;
     let name = &loaded.base.name;
-    let spinner = Progress::spinner(&context.printer, format!("loading {name}"));
-    let model = loaded.load(compute, weights)?;
     let chat = loaded.base.chat.clone();
     let constraints = ConstraintEngine::new(chat.tokenizer(), chat.end_tokens())?;
+    // The trie of all tokens is built meanwhile, so that the first answer does not wait for it.
+    let unready = constraints.clone();
+    std::thread::spawn(move || {
+        // A failure comes again, and is told, with the first constraint.
+        let _ = unready.prepare();
+    });
     let tokenizer = chat.tokenizer().clone();
     let embedder = model.embedder(tokenizer.clone());
     let mut served = ServedModel::new(&settings.id, chat, constraints, move || {

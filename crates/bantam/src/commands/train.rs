@@ -102,7 +102,7 @@ fn dry_run(printer: &Printer, base: &Base, settings: &TrainSettings) -> anyhow::
         printer.note(format!("chosen: {choice}"));
     }
     let model = load_weights(printer, base)?;
-    let mut trainer = trainer(&model, base, settings, &plan);
+    let mut trainer = trainer(&model, base, settings, &plan)?;
     let began = Instant::now();
     let estimate = train::estimate(&plan, &mut trainer, &|| began.elapsed())?;
     if settings.json {
@@ -151,16 +151,17 @@ fn trainer<'a>(
     base: &Base,
     settings: &TrainSettings,
     plan: &TrainPlan,
-) -> LoraTrainer<'a> {
+) -> anyhow::Result<LoraTrainer<'a>> {
     let identity = AdapterIdentity {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         base: base.reference.clone(),
-        base_sha256: base.sha256.clone(),
+        base_sha256: base.sha256()?.to_owned(),
         system: settings.recipe.data.system.clone().unwrap_or_default(),
         chat_template: Some(base.chat.template().source().to_owned()),
     };
     let compute = Compute::new(settings.threads);
-    LoraTrainer::new(model, &plan.settings.lora, compute, identity)
+    let lora = &plan.settings.lora;
+    Ok(LoraTrainer::new(model, lora, compute, identity))
 }
 
 fn carry_out(
@@ -174,7 +175,7 @@ fn carry_out(
         printer.note(format!("chosen: {choice}"));
     }
     let model = load_weights(printer, base)?;
-    let mut trainer = trainer(&model, base, settings, plan);
+    let mut trainer = trainer(&model, base, settings, plan)?;
     let mut teller = Teller { printer, bar: None };
     let began = Instant::now();
     if !plan.out.join("settings.json").exists() {
@@ -231,7 +232,7 @@ fn plan(
         train,
         valid,
         base_name: base.name.clone(),
-        base_sha256: base.sha256.clone(),
+        base_sha256: base.sha256()?.to_owned(),
         max_context: base.max_context()?,
         model: Some(base.config()?),
         order,

@@ -101,7 +101,7 @@ pub(crate) fn run(context: &Context, settings: &DemoSettings) -> anyhow::Result<
         context, settings, &base, &training, &data, &compute, &cancel, &mut steps,
     )?;
     let card = DemoCard {
-        card: scorecard(&judged, &base, &training, &data, &compute),
+        card: scorecard(&judged, &base, &training, &data, &compute)?,
         notes: notes(&data),
         next: next(settings, &data),
         data: data.summary,
@@ -150,7 +150,7 @@ fn judge(
             ),
             prompt: &|address| rows::base_prompt(&[], address),
             constraint: None,
-            depends_on: base.sha256.clone(),
+            depends_on: base.sha256()?.to_owned(),
             model_bytes: base_bytes,
             train_s: None,
         },
@@ -165,7 +165,7 @@ fn judge(
             ),
             prompt: &|address| rows::base_prompt(&shots, address),
             constraint: Some(constraint.into()),
-            depends_on: format!("{} {schema}", base.sha256),
+            depends_on: format!("{} {schema}", base.sha256()?),
             model_bytes: base_bytes,
             train_s: None,
         },
@@ -178,7 +178,7 @@ fn judge(
             ),
             prompt: &rows::specialised_prompt,
             constraint: None,
-            depends_on: format!("{} {}", base.sha256, training.adapter_sha256),
+            depends_on: format!("{} {}", base.sha256()?, training.adapter_sha256),
             model_bytes: base_bytes + training.adapter_bytes,
             train_s: Some(training.train_s),
         },
@@ -218,7 +218,7 @@ fn scorecard(
     training: &Training,
     data: &DemoData,
     compute: &Compute,
-) -> Scorecard {
+) -> anyhow::Result<Scorecard> {
     let environment = Environment {
         cpu: cpu(),
         isa: compute.isa().name().to_owned(),
@@ -279,7 +279,7 @@ fn scorecard(
         licence: licence.to_owned(),
     };
     card.provenance = vec![
-        source("base model", &base.name, &base.sha256, "Apache-2.0"),
+        source("base model", &base.name, base.sha256()?, "Apache-2.0"),
         source(
             "data",
             &data.summary.package,
@@ -293,7 +293,7 @@ fn scorecard(
             "",
         ),
     ];
-    card
+    Ok(card)
 }
 
 /// Writes `scorecard.json` and `report.html`.

@@ -4,9 +4,10 @@ mod chat;
 pub(crate) mod embedder;
 pub(crate) mod rows;
 
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context as _, anyhow};
 use bantam_engine::Llama;
@@ -84,12 +85,26 @@ pub(crate) struct Base {
     pub(crate) name: String,
     /// The catalogue name or absolute path that finds it again from anywhere.
     pub(crate) reference: String,
-    /// Digest of the weights, which a run is tied to.
-    pub(crate) sha256: String,
+    /// See [`Base::sha256`].
+    sha256: OnceLock<String>,
     /// The files.
     pub(crate) files: ModelFiles,
     /// Prompt, loss mask, end of turn.
     pub(crate) chat: Arc<Chat>,
+}
+
+/// A base model's files, opened and checked.
+struct Found {
+    name: String,
+    reference: String,
+    sha256: OnceLock<String>,
+    files: ModelFiles,
+}
+
+/// A run's adapter: its folder, and the base it belongs to.
+struct FoundAdapter {
+    place: PathBuf,
+    identity: AdapterIdentity,
 }
 
 /// A model that can answer: a base, and an adapter if it is a run.
@@ -100,50 +115,68 @@ pub(crate) struct Loaded {
     adapter: Option<Adapter>,
 }
 
-impl Base {
+impl Found {
     /// Finds, fetches if need be, and opens a base model.
-    pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
-        match place(&context.catalogue, text)? {
-            Place::Run(_) => Err(advise(
-                anyhow!("`{text}` is a run directory, not a base model"),
-                "give the name or path of the model that the run was trained on",
-            )),
-            Place::Path(path) => {
-                let reference = std::path::absolute(&path)?.display().to_string();
-                Self::from_path(text, reference, &path, digest(&path)?)
+    fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
+        let sha256 = OnceLock::new();
+        let (reference, path) = match place(&context.catalogue, text)? {
+            Place::Run(_) => {
+                return Err(advise(
+                    anyhow!("`{text}` is a run directory, not a base model"),
+                    "give the name or path of the model that the run was trained on",
+                ));
             }
+            Place::Path(path) => (std::path::absolute(&path)?.display().to_string(), path),
             Place::Catalogue(entry) => {
                 let pulled = context.fetcher(cancel).model(entry, false)?;
-                let sha256 = match pulled.files.files.as_slice() {
-                    [file] => file.sha256.clone(),
-                    _ => digest(&pulled.path)?,
-                };
-                Self::from_path(text, entry.name.clone(), &pulled.path, sha256)
+                if let [file] = pulled.files.files.as_slice() {
+                    // It was checked when it was fetched.
+                    let _ = sha256.set(file.sha256.clone());
+                }
+                (entry.name.clone(), pulled.path)
             }
-        }
-    }
-
-    fn from_path(
-        name: &str,
-        reference: String,
-        path: &Path,
-        sha256: String,
-    ) -> anyhow::Result<Self> {
-        let files = bantam_formats::open_model(path)?;
+        };
+        let files = bantam_formats::open_model(&path)?;
         if EncoderConfig::is_encoder(&files) {
             return Err(advise(
-                anyhow!("`{name}` is a sentence encoder: it makes vectors, not answers"),
-                format!("`bantam embed --model {name}` makes them"),
+                anyhow!("`{text}` is a sentence encoder: it makes vectors, not answers"),
+                format!("`bantam embed --model {text}` makes them"),
             ));
         }
-        let chat = chat::chat_of(&files)?;
         Ok(Self {
-            name: name.to_owned(),
+            name: text.to_owned(),
             reference,
             sha256,
             files,
-            chat,
         })
+    }
+
+    fn with(self, chat: Arc<Chat>) -> Base {
+        Base {
+            name: self.name,
+            reference: self.reference,
+            sha256: self.sha256,
+            files: self.files,
+            chat,
+        }
+    }
+}
+
+impl Base {
+    /// Finds, fetches if need be, and opens a base model.
+    pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
+        let found = Found::open(context, text, cancel)?;
+        let chat = chat::chat_of(&found.files)?;
+        Ok(found.with(chat))
+    }
+
+    /// Digest of the weights, which a run is tied to. Reads all of them, once, where a file is given by its path.
+    pub(crate) fn sha256(&self) -> anyhow::Result<&str> {
+        if let Some(known) = self.sha256.get() {
+            return Ok(known);
+        }
+        let digest = digest(self.files.path())?;
+        Ok(self.sha256.get_or_init(|| digest))
     }
 
     /// The longest sequence that the model reads, in tokens.
@@ -182,19 +215,55 @@ impl Base {
         weights: Weights,
         trainable: bool,
     ) -> anyhow::Result<Model<f32>> {
-        let model = Model::load_on(compute, &self.files, weights, trainable);
-        model.with_context(|| format!("could not load `{}`", self.files.path().display()))
+        load(&self.files, compute, weights, trainable)
     }
+}
+
+fn load(
+    files: &ModelFiles,
+    compute: &Compute,
+    weights: Weights,
+    trainable: bool,
+) -> anyhow::Result<Model<f32>> {
+    let model = Model::load_on(compute, files, weights, trainable);
+    model.with_context(|| format!("could not load `{}`", files.path().display()))
 }
 
 impl Loaded {
     /// Opens a base model or a run.
     pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
+        let (found, adapter) = Self::find(context, text, cancel)?;
+        let chat = chat::chat_of(&found.files)?;
+        Self::join(text, found.with(chat), adapter)
+    }
+
+    /// As [`Loaded::open`] and [`Loaded::load`], the tokenizer and the weights at the same time.
+    pub(crate) fn open_and_load(
+        context: &Context,
+        text: &str,
+        cancel: &AtomicBool,
+        compute: &Compute,
+        weights: Weights,
+    ) -> anyhow::Result<(Self, Llama)> {
+        let (found, adapter) = Self::find(context, text, cancel)?;
+        let (chat, model) = std::thread::scope(|scope| {
+            let chat = scope.spawn(|| chat::chat_of(&found.files));
+            let model = load(&found.files, compute, weights, false);
+            let chat = chat.join().unwrap_or_else(|panic| resume_unwind(panic));
+            Ok::<_, anyhow::Error>((chat?, model?))
+        })?;
+        let loaded = Self::join(text, found.with(chat), adapter)?;
+        let llama = loaded.ready(model, compute);
+        Ok((loaded, llama))
+    }
+
+    fn find(
+        context: &Context,
+        text: &str,
+        cancel: &AtomicBool,
+    ) -> anyhow::Result<(Found, Option<FoundAdapter>)> {
         let Place::Run(folder) = place(&context.catalogue, text)? else {
-            return Ok(Self {
-                base: Base::open(context, text, cancel)?,
-                adapter: None,
-            });
+            return Ok((Found::open(context, text, cancel)?, None));
         };
         let Some(place) = adapter_in(&folder) else {
             return Err(advise(
@@ -206,9 +275,20 @@ impl Loaded {
             ));
         };
         let identity = identity(&place)?;
-        let base = Base::open(context, &identity.base, cancel)
+        let found = Found::open(context, &identity.base, cancel)
             .with_context(|| format!("could not open the base of `{}`", folder.display()))?;
-        if base.sha256 != identity.base_sha256 {
+        Ok((found, Some(FoundAdapter { place, identity })))
+    }
+
+    /// A base with the adapter that belongs to it.
+    fn join(text: &str, base: Base, adapter: Option<FoundAdapter>) -> anyhow::Result<Self> {
+        let Some(FoundAdapter { place, identity }) = adapter else {
+            return Ok(Self {
+                base,
+                adapter: None,
+            });
+        };
+        if base.sha256()? != identity.base_sha256 {
             return Err(advise(
                 anyhow!(
                     "`{}` is no longer the model that `{text}` was trained on (its sha256 differs)",
@@ -232,8 +312,12 @@ impl Loaded {
     /// Loads weights and adapter.
     pub(crate) fn load(&self, compute: &Compute, weights: Weights) -> anyhow::Result<Llama> {
         let model = self.base.weights_as(compute, weights, false)?;
+        Ok(self.ready(model, compute))
+    }
+
+    fn ready(&self, model: Model<f32>, compute: &Compute) -> Llama {
         let adapter = self.lora(model.config()).map(Arc::new);
-        Ok(Llama::new(Arc::new(model), adapter, compute.clone()))
+        Llama::new(Arc::new(model), adapter, compute.clone())
     }
 
     /// The adapter of the run it is, ready to be computed with.

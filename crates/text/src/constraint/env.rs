@@ -23,22 +23,32 @@ impl TokenizerEnv for Env {
     }
 }
 
+/// Checks that answers can end.
+pub(super) fn check_ends(tokenizer: &Tokenizer, end_tokens: &[u32]) -> Result<(), TextError> {
+    let refuse = |message: &str| TextError::Constraint(message.to_string());
+    if end_tokens.is_empty() {
+        return Err(refuse(
+            "there is no end token, so an answer could never end",
+        ));
+    }
+    if end_tokens
+        .iter()
+        .any(|id| *id as usize >= tokenizer.vocab_size())
+    {
+        return Err(refuse("an end token is outside the vocabulary"));
+    }
+    Ok(())
+}
+
 /// Builds the trie. Control tokens are marked, so that no grammar over text can reach them.
 pub(super) fn token_env(
     tokenizer: &Arc<Tokenizer>,
     end_tokens: &[u32],
 ) -> Result<TokEnv, TextError> {
-    let n = tokenizer.vocab_size();
+    check_ends(tokenizer, end_tokens)?;
+    let (n, first_end) = (tokenizer.vocab_size(), end_tokens[0]);
     let refuse = |message: &str| TextError::Constraint(message.to_string());
     let vocab_size = u32::try_from(n).map_err(|_| refuse("the vocabulary is too large"))?;
-    let Some(&first_end) = end_tokens.first() else {
-        return Err(refuse(
-            "there is no end token, so an answer could never end",
-        ));
-    };
-    if end_tokens.iter().any(|id| *id >= vocab_size) {
-        return Err(refuse("an end token is outside the vocabulary"));
-    }
     let mut seen: HashSet<&[u8]> = HashSet::with_capacity(n);
     let mut words = Vec::with_capacity(n);
     for id in 0..vocab_size {

@@ -12,7 +12,7 @@ mod env;
 mod known;
 mod vet;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::{JsonCompileOptions, Matcher, ParserFactory};
@@ -78,31 +78,48 @@ impl TokenMask {
 /// Compiles constraints for one tokenizer. Cheap to clone.
 #[derive(Clone)]
 pub struct ConstraintEngine {
-    factory: Arc<ParserFactory>,
+    tokenizer: Arc<Tokenizer>,
     end_tokens: Arc<[u32]>,
-    vocab_size: usize,
     /// What was compiled lately, the latest last.
     compiled: Arc<Mutex<Vec<(ConstraintSpec, Constraint)>>>,
+    /// The trie of all tokens takes longer to build than an answer may take to begin, so it is
+    /// built when the first constraint is compiled, or by [`ConstraintEngine::prepare`].
+    factory: Arc<OnceLock<Result<ParserFactory, TextError>>>,
 }
 
 /// Compiled constraints that are kept: callers mostly ask for the same few.
 const KEPT: usize = 32;
 
 impl ConstraintEngine {
-    /// Builds the token trie. `end_tokens` may come once an answer is complete ([`Chat::end_tokens`](crate::Chat::end_tokens)).
+    /// An engine for answers that may end with `end_tokens` ([`Chat::end_tokens`](crate::Chat::end_tokens)).
     pub fn new(tokenizer: &Arc<Tokenizer>, end_tokens: &[u32]) -> Result<Self, TextError> {
-        let refuse = |message: String| TextError::Constraint(message);
-        let env = env::token_env(tokenizer, end_tokens)?;
-        let mut factory =
-            ParserFactory::new_simple(&env).map_err(|e| refuse(one_line(&e.to_string())))?;
-        factory.quiet();
-        *factory.limits_mut() = limits();
+        env::check_ends(tokenizer, end_tokens)?;
         Ok(ConstraintEngine {
-            factory: Arc::new(factory),
+            tokenizer: tokenizer.clone(),
             end_tokens: end_tokens.into(),
-            vocab_size: tokenizer.vocab_size(),
+            factory: Arc::default(),
             compiled: Arc::default(),
         })
+    }
+
+    /// Builds what every constraint needs, unless it is there: the first compilation is then as fast as the others.
+    pub fn prepare(&self) -> Result<(), TextError> {
+        self.factory().map(drop)
+    }
+
+    fn factory(&self) -> Result<&ParserFactory, TextError> {
+        let build = || {
+            let env = env::token_env(&self.tokenizer, &self.end_tokens)?;
+            let mut factory = ParserFactory::new_simple(&env)
+                .map_err(|e| TextError::Constraint(one_line(&e.to_string())))?;
+            factory.quiet();
+            *factory.limits_mut() = limits();
+            Ok(factory)
+        };
+        self.factory
+            .get_or_init(build)
+            .as_ref()
+            .map_err(Clone::clone)
     }
 
     /// Compiles a specification, or says why it cannot be enforced. One that was compiled lately is copied.
@@ -131,10 +148,11 @@ impl ConstraintEngine {
             ConstraintSpec::Tools(tools) => tools.grammars(&single)?,
             spec => vec![single(spec)?],
         };
+        let factory = self.factory()?;
         // Compiling recurses with the grammar, so it gets a stack of its own.
         let parser = std::thread::scope(|scope| {
             let compile = || {
-                let parser = self.factory.create_parser(TopLevelGrammar {
+                let parser = factory.create_parser(TopLevelGrammar {
                     grammars,
                     max_tokens: None,
                 });
@@ -168,7 +186,7 @@ impl ConstraintEngine {
             n_consumed: 0,
             state: None,
             known: Arc::default(),
-            vocab_size: self.vocab_size,
+            vocab_size: self.tokenizer.vocab_size(),
             ended: false,
             end_tokens: self.end_tokens.clone(),
         };
@@ -183,7 +201,7 @@ impl ConstraintEngine {
 impl std::fmt::Debug for ConstraintEngine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ConstraintEngine")
-            .field("vocab_size", &self.vocab_size)
+            .field("vocab_size", &self.tokenizer.vocab_size())
             .finish_non_exhaustive()
     }
 }

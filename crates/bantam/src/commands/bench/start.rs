@@ -80,8 +80,14 @@ pub(crate) fn measure(settings: &BenchSettings) -> anyhow::Result<Start> {
 pub(crate) fn answer(context: &Context, settings: &BenchSettings) -> anyhow::Result<()> {
     let began = Instant::now();
     let cancel = interrupt::watch()?;
-    let loaded = Loaded::open(context, &settings.model, &cancel)?;
-    let model = loaded.load(&Compute::new(settings.threads), settings.weights)?;
+    let compute = Compute::new(settings.threads);
+    let (loaded, model) = Loaded::open_and_load(
+        context,
+        &settings.model,
+        &cancel,
+        &compute,
+        settings.weights,
+    )?;
     let mut load = Load::new(model, loaded.base.chat.clone());
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
     load.first_token()?;
