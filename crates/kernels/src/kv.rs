@@ -14,10 +14,12 @@
 //! values are read once for all of them. Letters are those of [`crate::attention`].
 
 use crate::attention::{BLOCK, HeadDims};
+use crate::huge::{Arena, Piece};
 use crate::isa::{Level, for_each_isa};
 use crate::ops::{LANES, max_body, round_bits, round_to_bf16_pairs, tree};
 use crate::par::Parts;
 use crate::{Compute, Isa};
+use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -33,7 +35,7 @@ const TOKENS: usize = 16;
 const POS_PAIRS: usize = BLOCK / 2;
 
 /// A cache line of pairs of bf16, so that blocks start at one.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([u32; 16]);
 
@@ -44,24 +46,49 @@ const ZERO: Line = Line([0; 16]);
 /// Layout: by layer; in a layer the keys of each key-value head as `[Dh / 2, BLOCK]` words, then
 /// the values as `[BLOCK / 2, Dv]` with `Dv` the next multiple of 16. A word holds two neighbours
 /// of the axis that is summed over, the even one in its low half.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct KvBlock {
-    lines: Vec<Line>,
+    /// There until the block is dropped.
+    lines: Option<Piece<Line>>,
     layer_len: usize,
 }
 
+static BLOCKS: Arena = Arena::new(8 << 20);
+
 /// Memory of blocks that were dropped. The system would zero it page by page; a block need not
 /// be zero, since nothing is read of it that was not stored.
-static SPARE: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
+static SPARE: Mutex<Vec<Piece<Line>>> = Mutex::new(Vec::new());
 /// Most blocks that are kept.
 const MAX_SPARE: usize = 64;
 
 impl Drop for KvBlock {
     fn drop(&mut self) {
         let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < MAX_SPARE && !self.lines.is_empty() {
-            spare.push(std::mem::take(&mut self.lines));
+        if spare.len() < MAX_SPARE {
+            spare.extend(self.lines.take());
         }
+    }
+}
+
+impl Clone for KvBlock {
+    fn clone(&self) -> Self {
+        let mut lines = lines(self.lines().len());
+        lines.copy_from_slice(self.lines());
+        Self {
+            lines: Some(lines),
+            layer_len: self.layer_len,
+        }
+    }
+}
+
+const THERE: &str = "only `drop` takes the lines";
+
+/// `n` lines that hold anything.
+fn lines(n: usize) -> Piece<Line> {
+    let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
+    match spare.iter().rposition(|lines| lines.len() == n) {
+        Some(i) => spare.swap_remove(i),
+        None => BLOCKS.zeroed(n),
     }
 }
 
@@ -73,12 +100,8 @@ impl KvBlock {
         assert!(dims.head_dim.is_multiple_of(2), "the head width is even");
         let layer_len = layer_len(dims);
         let n_lines = (layer_len * n_layers).div_ceil(ZERO.0.len());
-        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = spare.iter().rposition(|lines| lines.len() == n_lines);
-        let lines = fits.map(|i| spare.swap_remove(i));
-        drop(spare);
         Self {
-            lines: lines.unwrap_or_else(|| vec![ZERO; n_lines]),
+            lines: Some(lines(n_lines)),
             layer_len,
         }
     }
@@ -100,24 +123,17 @@ impl KvBlock {
         );
         assert_eq!(self.layer_len, layer_len(dims), "one model, one layout");
         let (at, len) = (layer * self.layer_len, self.layer_len);
-        // SAFETY: a `Line` is 16 words without padding.
-        let words = unsafe {
-            std::slice::from_raw_parts_mut(
-                self.lines.as_mut_ptr().cast(),
-                self.lines.len() * ZERO.0.len(),
-            )
-        };
+        let lines = self.lines.as_deref_mut().expect(THERE);
+        let words: &mut [u32] = bytemuck::cast_slice_mut(lines);
         store_rows(isa, &mut words[at..at + len], qkv, pos % BLOCK, dims);
     }
 
+    fn lines(&self) -> &[Line] {
+        self.lines.as_deref().expect(THERE)
+    }
+
     fn layer(&self, layer: usize) -> &[u32] {
-        // SAFETY: as in `store`.
-        let words = unsafe {
-            std::slice::from_raw_parts(
-                self.lines.as_ptr().cast::<u32>(),
-                self.lines.len() * ZERO.0.len(),
-            )
-        };
+        let words: &[u32] = bytemuck::cast_slice(self.lines());
         &words[layer * self.layer_len..][..self.layer_len]
     }
 }

@@ -31,6 +31,7 @@ pub mod attention;
 pub mod bf16;
 pub mod encoder;
 pub mod gemm;
+mod huge;
 mod isa;
 pub mod kv;
 pub mod ops;

@@ -25,6 +25,7 @@ mod vnni_wide;
 
 pub use rows::QuantRows;
 
+use crate::huge::{Arena, Piece};
 use crate::isa::Level;
 use crate::par::Parts;
 use crate::quant::{self, Format};
@@ -50,14 +51,25 @@ thread_local! {
 }
 
 /// A weight matrix `W [n, k]` in a block format, packed for products.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct QuantMatrix {
     format: Format,
     n: usize,
     k: usize,
     n_steps: usize,
     panel_lines: usize,
-    lines: Vec<Line>,
+    lines: Piece<Line>,
+}
+
+/// Weights of all models.
+static WEIGHTS: Arena = Arena::new(32 << 20);
+
+impl Clone for QuantMatrix {
+    fn clone(&self) -> Self {
+        let mut lines = WEIGHTS.zeroed(self.lines.len());
+        lines.copy_from_slice(&self.lines);
+        Self { lines, ..*self }
+    }
 }
 
 impl QuantMatrix {
@@ -112,7 +124,7 @@ impl QuantMatrix {
             n_steps,
             panel_lines,
             // Zeroed by the system when first touched, that is by the threads that pack.
-            lines: bytemuck::zeroed_vec(n.div_ceil(PANEL) * panel_lines),
+            lines: WEIGHTS.zeroed(n.div_ceil(PANEL) * panel_lines),
         }
     }
 
