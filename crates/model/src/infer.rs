@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
 /// Most rows that a thread takes from one attention to the next: their gates and ups fit its cache.
-const TASK_ROWS: usize = 48;
+const TASK_ROWS: usize = 42;
 /// Rows that a quantised product takes together.
 const TILE: usize = 6;
 /// From this many rows on, threads take rows instead of columns.
@@ -195,8 +195,10 @@ impl Model<f32> {
                 })
                 .filter(|query| !query.rows.is_empty())
                 .collect();
-            size(&mut work.attn, positions.len() * config.heads().out_width());
-            attend(compute, &mut work.attn, &work.qkv, layer, &queries);
+            let heads = config.heads();
+            let attn = room(&mut work.attn, positions.len() * heads.out_width());
+            let qkv = &work.qkv[..positions.len() * heads.qkv_width()];
+            attend(compute, attn, qkv, layer, &queries);
         }
         self.between(compute, config.n_layers, &adapters, &positions, work);
         for (cache, rows) in caches.iter_mut().zip(&rows) {
@@ -236,7 +238,7 @@ impl Model<f32> {
         let heads = self.config.heads();
         let (d, w, ow) = (self.config.d_model, heads.qkv_width(), heads.out_width());
         let n = positions.len();
-        size(qkv, n * w);
+        let qkv = room(qkv, n * w);
         if n == 0 {
             return;
         }
@@ -295,17 +297,17 @@ impl Model<f32> {
         let eps = self.config.rms_norm_eps as f32;
         let mut delta = std::mem::take(&mut scratch.delta);
         let mut gate_up = std::mem::take(&mut scratch.gate_up);
-        size(&mut delta, x.len());
-        size(&mut gate_up, x.len() / d * 2 * f);
+        let change = room(&mut delta, x.len());
+        let wide = room(&mut gate_up, x.len() / d * 2 * f);
         let mut map = |fused, y: &mut [f32], input: Input<'_>| {
             self.map(compute, (layer, fused), adapters, y, input, scratch)
         };
-        map(Fused::O, &mut delta, Input::Rows(attn));
-        add_rows(compute, x, &delta, d);
+        map(Fused::O, change, Input::Rows(attn));
+        add_rows(compute, x, change, d);
         let norm = Input::Norm(x, &self.layers[layer].mlp_norm, eps);
-        map(Fused::GateUp, &mut gate_up, norm);
-        map(Fused::Down, &mut delta, Input::GateUp(&gate_up));
-        add_rows(compute, x, &delta, d);
+        map(Fused::GateUp, wide, norm);
+        map(Fused::Down, change, Input::GateUp(wide));
+        add_rows(compute, x, change, d);
         (scratch.delta, scratch.gate_up) = (delta, gate_up);
     }
 
@@ -337,7 +339,7 @@ impl Model<f32> {
             _ => plain,
         };
         for (rows, group) in groups {
-            size(hidden, rows.len() * group.width());
+            let hidden = room(hidden, rows.len() * group.width());
             let y = &mut y[rows.start * linear.n_out..rows.end * linear.n_out];
             let x = &x[rows.start * linear.n_in..rows.end * linear.n_in];
             group.forward(compute, y, hidden, x);
@@ -436,6 +438,14 @@ impl Model<f32> {
         }
         lock(scratch).push(taken);
     }
+}
+
+/// The first `len` numbers of a buffer that only grows: what is in them is whatever was left.
+pub(crate) fn room(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
 }
 
 /// How many of `n` rows a task takes, so that the threads end together.
@@ -541,7 +551,6 @@ fn keep<'a>(
         at += range.len();
     }
     work.x.truncate(at * d);
-    work.qkv.truncate(at * w);
     positions.truncate(at);
     adapters
 }

@@ -1,5 +1,6 @@
 //! A frozen linear map `y = x W^T + b`, in the precision that its weights are kept in.
 
+use crate::infer::room;
 use crate::weights::Tensor;
 use bantam_kernels::bf16::PackedBf16;
 use bantam_kernels::gemm::{Call, Dims, PackedDense, View, Write};
@@ -312,7 +313,8 @@ impl Linear<f32> {
                 return self.add_bias(compute, y);
             }
             _ => {
-                plain_rows(compute, plain, input, m, self.n_in);
+                let plain = room(plain, m * self.n_in);
+                plain_rows(compute, plain, input, self.n_in);
                 plain
             }
         };
@@ -372,11 +374,10 @@ impl Linear<f32> {
     }
 }
 
-/// `out [m, k]`: the rows that `input` asks for.
-fn plain_rows(compute: &Compute, out: &mut Vec<f32>, input: Input<'_>, m: usize, k: usize) {
+/// `out [T, k]`: the rows that `input` asks for.
+fn plain_rows(compute: &Compute, out: &mut [f32], input: Input<'_>, k: usize) {
     /// Rows that a task takes: few enough that a small batch is shared.
     const TASK_ROWS: usize = 4;
-    crate::block::size(out, m * k);
     let isa = compute.isa();
     compute
         .pool()

@@ -238,9 +238,11 @@ fn required(
     name: &str,
     shape: &[usize],
 ) -> Result<Vec<f32>, LoadError> {
-    source
+    let values = source
         .tensor(name, shape)?
-        .ok_or_else(|| LoadError::MissingTensor(name.to_owned()))
+        .ok_or_else(|| LoadError::MissingTensor(name.to_owned()))?;
+    source.done_with(name);
+    Ok(values)
 }
 
 fn to_real<R: Real>(x: &[f32]) -> Vec<R> {

@@ -94,8 +94,13 @@ impl QuantRows {
     ) {
         let n_steps = k.div_ceil(STEP);
         (self.m, self.k) = (m, k);
-        self.records.resize(m * n_steps, Record::zeroed());
-        if self.records.is_empty() {
+        let len = m * n_steps;
+        // Only grown: every record of the new rows is written below.
+        if self.records.len() < len {
+            self.records.resize(len, Record::zeroed());
+        }
+        let records = &mut self.records[..len];
+        if records.is_empty() {
             return;
         }
         let tile_len = TILE * n_steps;
@@ -107,18 +112,16 @@ impl QuantRows {
         };
         // A few thousand activations take less time than waking a thread.
         if m * k <= 4096 {
-            let tiles = self.records.chunks_mut(tile_len).enumerate();
+            let tiles = records.chunks_mut(tile_len).enumerate();
             tiles.for_each(|(t, tile)| one_tile(t, tile));
         } else {
-            compute
-                .pool()
-                .chunks_mut(&mut self.records, tile_len, one_tile);
+            compute.pool().chunks_mut(records, tile_len, one_tile);
         }
     }
 
     #[cfg(test)]
     pub(super) fn all(&self) -> &[Record] {
-        &self.records
+        &self.records[..self.m * self.k.div_ceil(STEP)]
     }
 
     /// How many tiles, and the records and rows of tile `t`.
