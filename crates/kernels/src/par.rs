@@ -1,9 +1,13 @@
 //! A pool of threads for regions of a few microseconds.
 //!
 //! A token passes some hundred and fifty parallel regions, so a region must cost well under a
-//! microsecond: a region is opened by one store, tasks are taken by one addition each, and no
-//! lock is touched. Workers spin for a while after a region before they sleep, and a worker
-//! that arrives late finds no task left and holds nobody up.
+//! microsecond: it is opened by one store for each thread, tasks are taken by one addition
+//! each, and no lock is touched. Workers spin for a while after a region before they sleep, and
+//! a worker that arrives late finds no task left and holds nobody up.
+//!
+//! Each thread begins with a run of neighbouring tasks and helps with the others' when it is
+//! done: neighbours are mostly neighbours in memory too, and a long stretch is read twice as
+//! fast as every other piece of it.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -33,7 +37,9 @@ struct Inner {
 }
 
 struct Shared {
-    open: Open,
+    job: Job,
+    /// One for each thread, the calling one's first.
+    tickets: Box<[Ticket]>,
     done: Done,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
@@ -44,15 +50,29 @@ struct Shared {
     region: Mutex<()>,
 }
 
-/// The open region, in one cache line.
+/// The caller's closure and what calls it; stable while a taken task is not done.
 #[repr(align(128))]
-struct Open {
-    /// How many tasks the region has in the upper half, the next one to take in the lower.
-    /// Taking one adds 1; with all taken the lower half is at least the upper.
-    ticket: AtomicU64,
-    /// The caller's closure and what calls it; stable while a taken task is not done.
+struct Job {
     closure: AtomicPtr<()>,
     call: AtomicPtr<()>,
+}
+
+/// A run of tasks: its end in the upper half, the next one to take in the lower. Taking one adds
+/// 1; with all taken the lower half is at least the upper.
+#[repr(align(128))]
+struct Ticket(AtomicU64);
+
+impl Ticket {
+    fn take(&self) -> Option<usize> {
+        let ticket = self.0.fetch_add(1, Ordering::AcqRel);
+        let (end, next) = (ticket >> 32, ticket & 0xffff_ffff);
+        (next < end).then_some(next as usize)
+    }
+
+    fn is_open(&self, order: Ordering) -> bool {
+        let ticket = self.0.load(order);
+        ticket & 0xffff_ffff < ticket >> 32
+    }
 }
 
 /// Tasks that workers have finished in the open region.
@@ -83,11 +103,11 @@ impl Pool {
     pub fn new(threads: usize) -> Self {
         let threads = threads.clamp(1, MAX_THREADS);
         let shared = Arc::new(Shared {
-            open: Open {
-                ticket: AtomicU64::new(0),
+            job: Job {
                 closure: AtomicPtr::default(),
                 call: AtomicPtr::default(),
             },
+            tickets: (0..threads).map(|_| Ticket(AtomicU64::new(0))).collect(),
             done: Done(AtomicUsize::new(0)),
             panic: Mutex::new(None),
             stop: AtomicBool::new(false),
@@ -101,7 +121,7 @@ impl Pool {
                 let shared = Arc::clone(&shared);
                 std::thread::Builder::new()
                     .name(format!("bantam-compute-{i}"))
-                    .spawn(move || work(&shared))
+                    .spawn(move || work(&shared, i))
                     .expect("the system can start a thread")
             })
             .collect();
@@ -127,20 +147,23 @@ impl Pool {
         let shared = &*self.inner.shared;
         // Only ever contended where several threads share one pool.
         let turn = lock(&shared.region);
-        let open = &shared.open;
         shared.done.0.store(0, Ordering::Relaxed);
-        open.closure
-            .store((&raw const task).cast_mut().cast(), Ordering::Relaxed);
-        open.call
-            .store(call::<F> as Call as *mut (), Ordering::Relaxed);
-        // Publishes the stores above. A worker that still adds to the ticket of the region
-        // before either does so now, to no effect, or takes a task of this one.
-        open.ticket.store(u64::from(n) << 32, Ordering::SeqCst);
+        let closure = (&raw const task).cast_mut().cast();
+        shared.job.closure.store(closure, Ordering::Relaxed);
+        let call = call::<F> as Call as *mut ();
+        shared.job.call.store(call, Ordering::Relaxed);
+        // Publishes the stores above. A worker that still adds to a ticket of the region before
+        // either does so now, to no effect, or takes a task of this one.
+        let threads = shared.tickets.len() as u64;
+        for (i, ticket) in (0..).zip(&shared.tickets) {
+            let (start, end) = (u64::from(n) * i / threads, u64::from(n) * (i + 1) / threads);
+            ticket.0.store(end << 32 | start, Ordering::SeqCst);
+        }
         if shared.sleepers.load(Ordering::SeqCst) > 0 {
             drop(lock(&shared.sleep));
             shared.wake.notify_all();
         }
-        let others = n_tasks - shared.drain();
+        let others = n_tasks - shared.drain(0);
         let mut spins = 0u32;
         while shared.done.0.load(Ordering::Acquire) != others {
             spins += 1;
@@ -203,24 +226,27 @@ impl fmt::Debug for Pool {
 }
 
 impl Shared {
-    /// Takes and runs tasks until none is left; returns how many this thread ran.
-    fn drain(&self) -> usize {
-        let mut taken = 0;
+    /// Takes and runs tasks, its own and then those of the others, until none is left; returns
+    /// how many this thread ran.
+    fn drain(&self, thread: usize) -> usize {
+        let (mut taken, mut offset) = (0, 0);
         INSIDE_REGION.set(true);
         // A panic ends the inner loop; the outer one goes on with the tasks that are left.
         while let Err(panic) = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let ticket = self.open.ticket.fetch_add(1, Ordering::AcqRel);
-                let (n_tasks, i) = (ticket >> 32, ticket & 0xffff_ffff);
-                if i >= n_tasks {
-                    break;
-                }
+            while offset < self.tickets.len() {
+                let ticket = &self.tickets[(thread + offset) % self.tickets.len()];
+                // Others' tickets are only looked at before they are written to.
+                let open = offset == 0 || ticket.is_open(Ordering::Relaxed);
+                let Some(i) = open.then(|| ticket.take()).flatten() else {
+                    offset += 1;
+                    continue;
+                };
                 taken += 1;
-                let closure = self.open.closure.load(Ordering::Relaxed);
-                let call = self.open.call.load(Ordering::Relaxed);
+                let closure = self.job.closure.load(Ordering::Relaxed);
+                let call = self.job.call.load(Ordering::Relaxed);
                 // SAFETY: `run` stored a `Call` and its closure before it opened the region
                 // whose task this thread has taken, and returns only when that task is done.
-                unsafe { std::mem::transmute::<*mut (), Call>(call)(closure, i as usize) };
+                unsafe { std::mem::transmute::<*mut (), Call>(call)(closure, i) };
             }
         })) {
             lock(&self.panic).get_or_insert(panic);
@@ -228,19 +254,14 @@ impl Shared {
         INSIDE_REGION.set(false);
         taken
     }
-
-    /// Whether a task is there to take.
-    fn has_task(&self, order: Ordering) -> bool {
-        let ticket = self.open.ticket.load(order);
-        ticket & 0xffff_ffff < ticket >> 32
-    }
 }
 
-fn work(shared: &Shared) {
+fn work(shared: &Shared, thread: usize) {
+    let own = &shared.tickets[thread];
     let (mut spins, mut idle_since) = (0, None::<Instant>);
     loop {
-        if shared.has_task(Ordering::Relaxed) {
-            let taken = shared.drain();
+        if own.is_open(Ordering::Relaxed) {
+            let taken = shared.drain(thread);
             // The region cannot end before this, so the count is of one region.
             shared.done.0.fetch_add(taken, Ordering::Release);
             (spins, idle_since) = (0, None);
@@ -262,7 +283,7 @@ fn work(shared: &Shared) {
         shared.sleepers.fetch_add(1, Ordering::SeqCst);
         // Looked at after announcing the sleep: a region opened since is seen here, one
         // opened later sees the sleeper and takes the lock to wake it.
-        while !shared.has_task(Ordering::SeqCst) && !shared.stop.load(Ordering::SeqCst) {
+        while !own.is_open(Ordering::SeqCst) && !shared.stop.load(Ordering::SeqCst) {
             guard = shared
                 .wake
                 .wait(guard)
