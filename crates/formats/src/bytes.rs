@@ -45,7 +45,9 @@ impl FileBytes {
                 #[allow(unsafe_code)]
                 let _ = unsafe { map.unchecked_advise_range(advice, range.start, range.len()) };
             }
-            _ => drop(range),
+            _ => {
+                let _ = range;
+            }
         }
     }
 }
