@@ -1,20 +1,29 @@
-"""Runs the PEFT opponent untouched, and writes down what it does: the rows of each batch, and the loss of each step.
+"""Runs the PEFT opponent untouched, and writes down what it does: the adapter it starts from, the rows of each batch,
+and the loss of each step.
 
-    peft_trace.py SCRIPT ORDER_OUT LOSSES_OUT [the script's own arguments...]
+    peft_trace.py SCRIPT INIT_OUT ORDER_OUT LOSSES_OUT [the script's own arguments...]
 
-ORDER_OUT is a JSON list with the row indices of each batch, as `bantam train --order` reads it; LOSSES_OUT a JSON list.
+INIT_OUT is a folder for the adapter, as `bantam train --init-adapter` reads it; ORDER_OUT a JSON list with the row
+indices of each batch, as `bantam train --order` reads it; LOSSES_OUT a JSON list.
 """
 import json
 import random
 import runpy
 import sys
 
+import peft
 import torch
 from transformers import LlamaForCausalLM
 
-script, order_out, losses_out, *arguments = sys.argv[1:]
+script, init_out, order_out, losses_out, *arguments = sys.argv[1:]
 shuffled, losses = [], []
-shuffle, forward = random.shuffle, LlamaForCausalLM.forward
+shuffle, forward, get_peft_model = random.shuffle, LlamaForCausalLM.forward, peft.get_peft_model
+
+
+def remember_adapter(*args, **kwargs):
+    model = get_peft_model(*args, **kwargs)
+    model.save_pretrained(init_out)
+    return model
 
 
 def remember_order(items):
@@ -30,7 +39,7 @@ def remember_loss(self, *args, **kwargs):
     return out
 
 
-random.shuffle, LlamaForCausalLM.forward = remember_order, remember_loss
+random.shuffle, LlamaForCausalLM.forward, peft.get_peft_model = remember_order, remember_loss, remember_adapter
 sys.argv = [script, *arguments]
 runpy.run_path(script, run_name="__main__")
 assert shuffled and isinstance(shuffled[0], list), "the script did not shuffle batches last"

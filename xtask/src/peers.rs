@@ -24,6 +24,7 @@ use crate::sh;
 use bench::{Kind, Piece};
 use report::Report;
 pub(crate) use rows::SYSTEM as BANKING77_SYSTEM;
+use training::PeftType;
 
 /// `cargo xtask peers`
 #[derive(clap::Args)]
@@ -37,6 +38,9 @@ pub(crate) struct Args {
     /// Steps of the comparison of losses
     #[arg(long, default_value_t = 100)]
     steps: usize,
+    /// For `loss`: the number type of PEFT's side
+    #[arg(long, value_enum, default_value = "bf16")]
+    peft_type: PeftType,
     /// Test rows of `merge`, in any shape that `bantam eval` reads [default: 200 of Banking77]
     #[arg(long)]
     rows: Option<PathBuf>,
@@ -114,7 +118,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         finish(answers::merge(&desk, run, args.rows.as_deref())?);
     }
     if wants(What::Loss) {
-        finish(training::loss(&desk, args.steps)?);
+        finish(training::loss(&desk, args.steps, args.peft_type)?);
     }
     if wants(What::Train) {
         finish(training::train(&desk, 30)?);

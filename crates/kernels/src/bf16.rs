@@ -223,7 +223,7 @@ impl Part {
         go_on: bool,
     ) {
         let block = Block {
-            x: x.from_row(self.rows.start),
+            x: x.rows_from(self.rows.start),
             x_stride: x.stride,
             panel: &panel[..n_pairs * PANEL],
             y_stride: self.y_stride,

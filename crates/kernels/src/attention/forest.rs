@@ -13,6 +13,7 @@ use crate::gemm::{Call, Dims, View, Write};
 use crate::ops::{softmax, softmax_again, softmax_backward};
 use crate::par::Parts;
 use crate::{Compute, Real};
+use std::iter;
 use std::ops::Range;
 
 /// Rows of a block: queries that are worked on together, keys that are laid out together.
@@ -98,7 +99,7 @@ impl Forest {
         let above = node.above.iter().map(|&s| self.segments[s].blocks.clone());
         let mut col = 0;
         above
-            .chain([node.blocks.start..block + 1])
+            .chain(iter::once(node.blocks.start..block + 1))
             .flatten()
             .map(move |key_block| {
                 let at = col;
@@ -112,7 +113,7 @@ impl Forest {
         let Block { segment, rows } = &self.blocks[block];
         let node = &self.segments[*segment];
         let above = node.above.iter().map(|&s| self.segments[s].rows.clone());
-        let own = [node.rows.start..rows.end];
+        let own = iter::once(node.rows.start..rows.end);
         let mut col = 0;
         above
             .chain(own)
@@ -128,7 +129,7 @@ impl Forest {
     fn queries_of(&self, block: usize) -> impl Iterator<Item = usize> {
         let node = &self.segments[self.blocks[block].segment];
         let below = node.below.iter().map(|&s| self.segments[s].blocks.clone());
-        [block..node.blocks.end].into_iter().chain(below).flatten()
+        iter::once(block..node.blocks.end).chain(below).flatten()
     }
 
     /// Keys that the first row of a block sees, itself included.

@@ -36,7 +36,7 @@ impl<'a> Pairs<'a> {
         Self { words, ..self }
     }
 
-    pub(super) fn from_row(self, row: usize) -> &'a [u32] {
+    pub(super) fn rows_from(self, row: usize) -> &'a [u32] {
         &self.words[(row * self.stride).min(self.words.len())..]
     }
 
@@ -142,7 +142,7 @@ pub fn thin(compute: &Compute, out: &mut [u32], width: usize, parts: &[Thin<'_>]
             let y = Parts::new(&mut sums);
             for part in parts {
                 let pairs = part.w.k().div_ceil(2);
-                let x = Pairs::new(part.x.from_row(task * THIN_ROWS), part.x.stride);
+                let x = Pairs::new(part.x.rows_from(task * THIN_ROWS), part.x.stride);
                 for (panel_idx, panel) in part.w.panels.chunks(PANEL * pairs.max(1)).enumerate() {
                     let first = panel_idx * PANEL;
                     let block = Part {
@@ -275,13 +275,14 @@ impl PackedBf16 {
             let panel = &self.panels[panel_idx * PANEL * pairs..][..PANEL * pairs];
             let panel = &panel[cols.start * PANEL..cols.end * PANEL];
             #[cfg(target_arch = "x86_64")]
-            if isa.0 >= Level::Avx512Bf16 && cols.len() == PANEL / 2 {
-                if let Ok(out) = <&mut [u32; PANEL / 2 * PANEL]>::try_from(&mut *out) {
-                    let panel = panel.try_into().expect("24 pairs of 48 words");
-                    // SAFETY: the level was detected.
-                    unsafe { x86::turn(out, panel) };
-                    continue;
-                }
+            if isa.0 >= Level::Avx512Bf16
+                && cols.len() == PANEL / 2
+                && let Ok(out) = <&mut [u32; PANEL / 2 * PANEL]>::try_from(&mut *out)
+            {
+                let panel = panel.try_into().expect("24 pairs of 48 words");
+                // SAFETY: the level was detected.
+                unsafe { x86::turn(out, panel) };
+                continue;
             }
             let _ = isa;
             turn_scalar(out, panel);

@@ -188,7 +188,7 @@ pub fn stack(
         let width = panel.min(cols - panel_idx * panel);
         let zeros = vec![0; width / 2];
         for (i, out) in out.chunks_exact_mut(panel).enumerate() {
-            let row = |row: usize| &x.from_row(row)[panel_idx * panel / 2..][..width / 2];
+            let row = |row: usize| &x.rows_from(row)[panel_idx * panel / 2..][..width / 2];
             let (even, odd) = (2 * (first + i), 2 * (first + i) + 1);
             let (out, rest) = out.split_at_mut(width);
             rest.fill(0);

@@ -140,7 +140,7 @@ pub fn estimate<T: Trainable>(
 fn peak(n_params: usize, validates: bool) -> u64 {
     let best = usize::from(validates);
     let floats = n_params * (2 + 1 + best + 3 + best);
-    peak_rss_mb().max(status_mb("VmRSS:") + (floats as u64 * 4 >> 20))
+    peak_rss_mb().max(status_mb("VmRSS:") + ((floats as u64 * 4) >> 20))
 }
 
 #[derive(Default)]
