@@ -208,22 +208,13 @@ mod tests {
     use super::forest::{Buffers, Forest, forward};
     use super::*;
     use crate::Isa;
+    use crate::noise::wide as numbers;
 
     const DIMS: HeadDims = HeadDims {
         n_heads: 6,
         n_kv_heads: 2,
         head_dim: 16,
     };
-
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(3);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-            })
-            .collect()
-    }
 
     #[test]
     fn cached_rows_have_the_bits_of_a_whole_sequence_however_they_are_cut() {

@@ -297,6 +297,9 @@ fn high(pair: u32) -> f32 {
 }
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) use x86::as_bf16;
+
+#[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{Block, PANEL};
     use std::arch::x86_64::*;
@@ -397,7 +400,7 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx512f,avx512bf16")]
-    fn as_bf16(words: __m512i) -> __m512bh {
+    pub(crate) fn as_bf16(words: __m512i) -> __m512bh {
         // SAFETY: both are 64 bytes without invalid values.
         unsafe { std::mem::transmute(words) }
     }
@@ -480,16 +483,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(99);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::noise::unit as numbers;
 
     fn pack(w: &[f32], n: usize, k: usize) -> PackedBf16 {
         PackedBf16::pack_rows(n, k, |i, out| out.copy_from_slice(&w[i * k..][..k]))

@@ -34,6 +34,8 @@ pub mod gemm;
 mod huge;
 mod isa;
 pub mod kv;
+#[cfg(test)]
+mod noise;
 pub mod ops;
 pub mod optim;
 mod par;

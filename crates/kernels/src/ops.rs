@@ -396,16 +396,7 @@ pub(crate) fn round_bits(x: f32) -> u32 {
 mod tests {
     use super::*;
     use crate::Isa;
-
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(7);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-            })
-            .collect()
-    }
+    use crate::noise::wide as numbers;
 
     /// Runs `op` at every level and demands the bits of the scalar one.
     fn parity(name: &str, op: impl Fn(Isa) -> Vec<f32>) {

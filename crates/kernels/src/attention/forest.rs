@@ -442,6 +442,7 @@ fn check(qkv_len: usize, out_len: usize, forest: &Forest, dims: HeadDims) {
 mod tests {
     use super::*;
     use crate::Isa;
+    use crate::noise::wide;
 
     const DIMS: HeadDims = HeadDims {
         n_heads: 6,
@@ -450,13 +451,7 @@ mod tests {
     };
 
     fn numbers(n: usize, seed: u32) -> Vec<f64> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(3);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                f64::from((state >> 8) as f32 / (1 << 22) as f32 - 2.0)
-            })
-            .collect()
+        wide(n, seed).into_iter().map(f64::from).collect()
     }
 
     /// Two trees, ragged blocks, an empty segment, a long path.

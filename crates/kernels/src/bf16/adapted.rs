@@ -359,16 +359,7 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(77);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::noise::unit as numbers;
 
     fn pack(w: &[f32], n: usize, k: usize) -> PackedBf16 {
         PackedBf16::pack_rows(n, k, |i, out| out.copy_from_slice(&w[i * k..][..k]))

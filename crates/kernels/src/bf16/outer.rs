@@ -214,6 +214,7 @@ for_each_isa! {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::{COLS, Outer, TILE};
+    use crate::bf16::as_bf16;
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -286,29 +287,14 @@ mod x86 {
             }
         }
     }
-
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    fn as_bf16(words: __m512i) -> __m512bh {
-        // SAFETY: both are 64 bytes without invalid values.
-        unsafe { std::mem::transmute(words) }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::noise::unit as numbers;
     use crate::ops::round_to_bf16_pairs;
     use half::bf16;
-
-    fn numbers(n: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(9);
-        (0..n)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
 
     fn rounded(x: &[f32], cols: usize) -> Vec<u32> {
         let mut words = vec![0; x.len() / cols * cols.div_ceil(2)];

@@ -1,16 +1,7 @@
 //! The cached attention against a plain one, on every instruction set and however it is cut.
 
 use super::*;
-
-fn numbers(n: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(3);
-    (0..n)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-        })
-        .collect()
-}
+use crate::noise::wide as numbers;
 
 fn shapes() -> [HeadDims; 4] {
     [(6, 2, 16), (9, 3, 64), (2, 2, 20), (14, 1, 80)].map(|(n_heads, n_kv_heads, head_dim)| {

@@ -39,7 +39,7 @@ pub(crate) type Running = Mutex<HashMap<String, Arc<AtomicBool>>>;
 /// Takes up all batches that were not finished when the server stopped.
 pub(crate) async fn resume(app: &Arc<App>) {
     let labels = ["validating", "in_progress", "finalizing", "cancelling"];
-    let left = app.store(move |store| store.unfinished(super::batches::KIND, &labels));
+    let left = app.store(move |store| store.unfinished(super::batches::KIND.name, &labels));
     match left.await {
         Ok(batches) => batches.into_iter().for_each(|batch| start(app, batch)),
         Err(error) => tracing::error!(message = error.message, "batches were not taken up"),

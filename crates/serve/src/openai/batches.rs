@@ -8,6 +8,7 @@ use bantam_store::Object;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
+use super::objects::Kind;
 use super::{batch_run, files};
 use crate::caller::Caller;
 use crate::error::ApiError;
@@ -15,7 +16,10 @@ use crate::ids;
 use crate::query::{self, Id};
 use crate::server::App;
 
-pub(crate) const KIND: &str = "batch";
+pub(crate) const KIND: Kind = Kind {
+    name: "batch",
+    noun: "batch",
+};
 
 /// Seconds that a batch may take.
 const WINDOW: u64 = 24 * 60 * 60;
@@ -51,7 +55,7 @@ pub(crate) async fn create(
         }
     };
     fields.finish(&[])?;
-    let file = files::find(&app, &owner, &input).await?;
+    let file = files::KIND.find(&app, &owner, &input).await?;
     if file.label != "batch" {
         let message = "`input_file_id` must be a file whose `purpose` is `batch`";
         return Err(ApiError::invalid("input_file_id", message));
@@ -67,7 +71,7 @@ pub(crate) async fn create(
         "metadata": metadata,
     });
     let object = Object {
-        kind: KIND.to_string(),
+        kind: KIND.name.to_string(),
         id: body["id"].as_str().unwrap_or_default().to_string(),
         owner,
         created,
@@ -83,12 +87,6 @@ pub(crate) async fn create(
     Ok(Json(body))
 }
 
-async fn find(app: &App, owner: &str, id: &str) -> Result<Object, ApiError> {
-    let (owner, wanted) = (owner.to_string(), id.to_string());
-    let found = app.store(move |store| store.get(KIND, &owner, &wanted));
-    found.await?.ok_or_else(|| ApiError::no_object("batch", id))
-}
-
 /// `GET /v1/batches`
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -97,8 +95,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
     let query = query::list(raw.as_deref(), None, false, false)?;
-    let page = app.store(move |store| store.list(KIND, &owner, &query));
-    query::page(page.await?, |object| object.body).map(Json)
+    KIND.list(&app, owner, query).await
 }
 
 /// `GET /v1/batches/{id}`
@@ -108,7 +105,7 @@ pub(crate) async fn retrieve(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    Ok(Json(find(&app, &owner, &id).await?.body))
+    Ok(Json(KIND.find(&app, &owner, &id).await?.body))
 }
 
 /// `POST /v1/batches/{id}/cancel`: what is being answered is finished, nothing more is begun.
@@ -118,7 +115,7 @@ pub(crate) async fn cancel(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    let batch = find(&app, &owner, &id).await?;
+    let batch = KIND.find(&app, &owner, &id).await?;
     if !matches!(
         batch.label.as_str(),
         "validating" | "in_progress" | "cancelling"

@@ -13,13 +13,17 @@ use bantam_store::Object;
 use serde_json::{Map, Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::objects::Kind;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
 use crate::query::{self, Id};
 use crate::server::App;
 
-pub(crate) const KIND: &str = "file";
+pub(crate) const KIND: Kind = Kind {
+    name: "file",
+    noun: "file",
+};
 
 /// The length of a piece.
 const PIECE: usize = 1 << 20;
@@ -104,7 +108,7 @@ impl Draft {
             "status_details": null,
         });
         let object = Object {
-            kind: KIND.to_string(),
+            kind: KIND.name.to_string(),
             id: self.id.clone(),
             owner: owner.to_string(),
             created,
@@ -234,12 +238,6 @@ async fn text(param: &str, mut field: Field<'_>, patience: Duration) -> Result<S
     String::from_utf8(all).map_err(|_| ApiError::invalid(param, format!("`{param}` is no text")))
 }
 
-pub(crate) async fn find(app: &App, owner: &str, id: &str) -> Result<Object, ApiError> {
-    let (owner, wanted) = (owner.to_string(), id.to_string());
-    let found = app.store(move |store| store.get(KIND, &owner, &wanted));
-    found.await?.ok_or_else(|| ApiError::no_object("file", id))
-}
-
 /// `GET /v1/files`
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -248,8 +246,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
     let query = query::list(raw.as_deref(), Some("purpose"), false, false)?;
-    let page = app.store(move |store| store.list(KIND, &owner, &query));
-    query::page(page.await?, |object| object.body).map(Json)
+    KIND.list(&app, owner, query).await
 }
 
 /// `GET /v1/files/{id}`
@@ -259,7 +256,7 @@ pub(crate) async fn retrieve(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    Ok(Json(find(&app, &owner, &id).await?.body))
+    Ok(Json(KIND.find(&app, &owner, &id).await?.body))
 }
 
 /// `DELETE /v1/files/{id}`
@@ -269,11 +266,7 @@ pub(crate) async fn delete(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    let wanted = id.clone();
-    let gone = app.store(move |store| store.delete(KIND, &owner, &wanted));
-    if !gone.await? {
-        return Err(ApiError::no_object("file", &id));
-    }
+    KIND.delete(&app, owner, &id).await?;
     Ok(Json(json!({"id": id, "object": "file", "deleted": true})))
 }
 
@@ -284,7 +277,7 @@ pub(crate) async fn content(
     request: Request,
 ) -> Result<Response, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    let file = find(&app, &owner, &id).await?;
+    let file = KIND.find(&app, &owner, &id).await?;
     let bytes = file.body["bytes"].to_string();
     let (sender, receiver) = tokio::sync::mpsc::channel::<Result<Bytes, std::io::Error>>(2);
     tokio::spawn(async move {

@@ -13,6 +13,7 @@ pub(crate) mod files;
 mod format;
 mod messages;
 pub(crate) mod models;
+mod objects;
 mod prompt;
 mod request;
 mod response;

@@ -9,13 +9,17 @@ use serde_json::{Value, json};
 
 use super::chat::Kept;
 use super::fields::Fields;
+use super::objects::Kind;
 use super::response::ChatCompletion;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::query::{self, Id};
 use crate::server::App;
 
-const KIND: &str = "chat.completion";
+const KIND: Kind = Kind {
+    name: "chat.completion",
+    noun: "stored completion",
+};
 
 /// Keeps a completion.
 pub(crate) fn keep(
@@ -28,7 +32,7 @@ pub(crate) fn keep(
         .map_err(|_| ApiError::internal("the answer cannot be kept"))?;
     body["metadata"] = Value::Object(kept.metadata.clone());
     let object = Object {
-        kind: KIND.to_string(),
+        kind: KIND.name.to_string(),
         id: completion.head.id.clone(),
         owner: caller.owner.clone(),
         created: completion.head.created,
@@ -41,14 +45,6 @@ pub(crate) fn keep(
     app.store_now().insert(&object).map_err(ApiError::store)
 }
 
-async fn find(app: &App, caller: &Caller, id: &str) -> Result<Object, ApiError> {
-    let (owner, wanted) = (caller.owner.clone(), id.to_string());
-    let found = app.store(move |store| store.get(KIND, &owner, &wanted));
-    found
-        .await?
-        .ok_or_else(|| ApiError::no_object("stored completion", id))
-}
-
 /// `GET /v1/chat/completions`
 pub(crate) async fn list(
     State(app): State<Arc<App>>,
@@ -57,10 +53,7 @@ pub(crate) async fn list(
 ) -> Result<Json<Value>, ApiError> {
     let caller = Caller::of(&request)?;
     let query = query::list(raw.as_deref(), Some("model"), true, true)?;
-    let page = app
-        .store(move |store| store.list(KIND, &caller.owner, &query))
-        .await?;
-    query::page(page, |object| object.body).map(Json)
+    KIND.list(&app, caller.owner, query).await
 }
 
 /// `GET /v1/chat/completions/{id}`
@@ -71,7 +64,7 @@ pub(crate) async fn retrieve(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     query::none(raw.as_deref())?;
-    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    let object = KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
     Ok(Json(object.body))
 }
 
@@ -86,7 +79,7 @@ pub(crate) async fn update(
     let mut fields = Fields::of_body(&body)?;
     let metadata = fields.metadata()?.unwrap_or_default();
     fields.finish(&[])?;
-    let mut object = find(&app, &caller, &id).await?;
+    let mut object = KIND.find(&app, &caller.owner, &id).await?;
     object.body["metadata"] = Value::Object(metadata.clone());
     object.metadata = metadata;
     let shown = object.body.clone();
@@ -101,11 +94,7 @@ pub(crate) async fn delete(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
-    let wanted = id.clone();
-    let gone = app.store(move |store| store.delete(KIND, &owner, &wanted));
-    if !gone.await? {
-        return Err(ApiError::no_object("stored completion", &id));
-    }
+    KIND.delete(&app, owner, &id).await?;
     Ok(Json(
         json!({"id": id, "object": "chat.completion.deleted", "deleted": true}),
     ))
@@ -119,7 +108,7 @@ pub(crate) async fn messages(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let query = query::list(raw.as_deref(), None, false, true)?;
-    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    let object = KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
     let messages = object.extra.as_array().cloned().unwrap_or_default();
     let shown = messages.into_iter().enumerate();
     let shown = shown.map(|(i, message)| show(&id, i, message)).collect();

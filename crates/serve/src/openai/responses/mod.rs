@@ -155,7 +155,7 @@ impl Work {
             store.insert(&kept).map_err(ApiError::store)?;
         }
         let extra = json!({"context": context, "input": self.input});
-        let mut kept = object(KIND, &self.id, self.builder.response(), extra);
+        let mut kept = object(KIND.name, &self.id, self.builder.response(), extra);
         kept.metadata = self.metadata.clone();
         store.insert(&kept).map_err(ApiError::store)
     }
@@ -182,14 +182,6 @@ impl Writer for Work {
     }
 }
 
-async fn find(app: &App, caller: &Caller, id: &str) -> Result<Object, ApiError> {
-    let (owner, wanted) = (caller.owner.clone(), id.to_string());
-    let found = app.store(move |store| store.get(KIND, &owner, &wanted));
-    found
-        .await?
-        .ok_or_else(|| ApiError::no_object("response", id))
-}
-
 /// `GET /v1/responses/{id}`
 pub(crate) async fn retrieve(
     State(app): State<Arc<App>>,
@@ -208,7 +200,7 @@ pub(crate) async fn retrieve(
             _ => return Err(ApiError::unknown(&name)),
         }
     }
-    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    let object = KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
     Ok(Json(object.body))
 }
 
@@ -219,7 +211,7 @@ pub(crate) async fn delete(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let caller = Caller::of(&request)?;
-    let object = find(&app, &caller, &id).await?;
+    let object = KIND.find(&app, &caller.owner, &id).await?;
     let items = object.body["output"]
         .as_array()
         .cloned()
@@ -229,7 +221,7 @@ pub(crate) async fn delete(
             let item = item["id"].as_str().unwrap_or_default();
             store.delete(ITEM, &caller.owner, item)?;
         }
-        store.delete(KIND, &caller.owner, &object.id)
+        store.delete(KIND.name, &caller.owner, &object.id)
     })
     .await?;
     Ok(Json(
@@ -243,7 +235,7 @@ pub(crate) async fn cancel(
     Id(id): Id,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    find(&app, &Caller::of(&request)?, &id).await?;
+    KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
     let message = "only responses in the background can be cancelled; hang up on the others";
     Err(ApiError::conflict("not_cancellable", message))
 }
@@ -256,7 +248,7 @@ pub(crate) async fn input_items(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let query = query::list(raw.as_deref(), None, false, false)?;
-    let object = find(&app, &Caller::of(&request)?, &id).await?;
+    let object = KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
     let items = object.extra["input"]
         .as_array()
         .cloned()

@@ -7,6 +7,7 @@ use super::super::ask::Ask;
 use super::super::fields::{Fields, Neutral};
 use super::super::format::{Wanted, format};
 use super::super::messages::messages;
+use super::super::objects::Kind;
 use super::super::tools::ToolUse;
 use crate::error::ApiError;
 use crate::ids;
@@ -40,7 +41,10 @@ const NEUTRAL: &[Neutral] = &[
 ];
 
 /// The names under which the object and its context are kept.
-pub(super) const KIND: &str = "response";
+pub(super) const KIND: Kind = Kind {
+    name: "response",
+    noun: "response",
+};
 pub(super) const ITEM: &str = "response.item";
 
 /// A checked request.
@@ -78,7 +82,7 @@ impl ResponseRequest {
         let mut context = match &previous {
             None => Vec::new(),
             Some(id) => {
-                let found = store.get(KIND, owner, id).map_err(ApiError::store)?;
+                let found = store.get(KIND.name, owner, id).map_err(ApiError::store)?;
                 let Some(found) = found else {
                     let message =
                         format!("`previous_response_id`: no response `{id:.80}` was found");
