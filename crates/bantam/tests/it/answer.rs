@@ -1,128 +1,48 @@
 //! A trained run answers: `bantam eval`, `chat` and `serve` as a user runs them, on the tiny model.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 
 use bantam_testkit::tiny;
-use serde_json::{Value, json};
+use serde_json::json;
 
-/// A folder with the tiny model, a run trained on it, and test rows.
-struct World {
-    dir: tempfile::TempDir,
-}
+use crate::support::{World, succeeded};
 
-impl World {
-    fn new() -> Self {
-        let world = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        tiny::write_model(&world.at("model"), 0);
-        tiny::write_rows(&world.at("train.jsonl"), 300, 1);
-        tiny::write_rows(&world.at("test.jsonl"), 30, 2);
-        std::fs::write(world.at("labels.txt"), "money\nweather\nfood\n").unwrap();
-        let train = [
-            "train",
-            "--base",
-            "./model",
-            "--train",
-            "train.jsonl",
-            "--system",
-            tiny::SYSTEM,
-        ];
-        let how = [
-            "--out",
-            "run",
-            "--max-steps",
-            "120",
-            "--batch",
-            "8",
-            "--lr",
-            "1e-2",
-        ];
-        let output = world.run(&[&train[..], &how].concat());
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        world
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("BANTAM_HOME", self.at("home"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(arguments);
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        serde_json::from_str(
-            String::from_utf8_lossy(&output.stdout)
-                .lines()
-                .last()
-                .unwrap(),
-        )
-        .unwrap()
-    }
-
-    fn fails(&self, arguments: &[&str]) -> String {
-        let output = self.run(arguments);
-        assert_eq!(output.status.code(), Some(1));
-        String::from_utf8_lossy(&output.stderr)
-            .replace(&self.dir.path().display().to_string(), "$DIR")
-    }
-
-    /// Gives `chat` these lines and returns what it prints.
-    fn chat(&self, arguments: &[&str], lines: &str) -> String {
-        let mut child = self
-            .command(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        child
-            .stdin
-            .take()
-            .unwrap()
-            .write_all(lines.as_bytes())
-            .unwrap();
-        let output = child.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
+/// The tiny model, a run trained on it, and test rows.
+fn world() -> World {
+    let world = World::empty();
+    tiny::write_model(&world.at("model"), 0);
+    tiny::write_rows(&world.at("train.jsonl"), 300, 1);
+    tiny::write_rows(&world.at("test.jsonl"), 30, 2);
+    std::fs::write(world.at("labels.txt"), "money\nweather\nfood\n").unwrap();
+    let train = [
+        "train",
+        "--base",
+        "./model",
+        "--train",
+        "train.jsonl",
+        "--system",
+        tiny::SYSTEM,
+    ];
+    let how = [
+        "--out",
+        "run",
+        "--max-steps",
+        "120",
+        "--batch",
+        "8",
+        "--lr",
+        "1e-2",
+    ];
+    succeeded(&world.run(&[&train[..], &how].concat()));
+    world
 }
 
 /// One run, all commands: training it anew for each would be most of the time.
 #[test]
 fn a_run_is_judged_talked_to_and_served() {
-    let world = World::new();
+    let world = world();
     eval(&world);
     chat(&world);
     serve(&world);
@@ -243,20 +163,20 @@ fn eval(world: &World) {
 }
 
 fn chat(world: &World) {
-    let said = world.chat(
+    let said = succeeded(&world.run_with(
         &["chat", "--model", "run"],
         "tell me about rain\n\nwhere is the soup?\n",
-    );
+    ));
     let answers: Vec<&str> = said.lines().collect();
     assert_eq!(answers.len(), 2, "one line an answer: {said}");
     assert_eq!(
         answers[0], "weather",
         "the run's own system message is used"
     );
-    let cut = world.chat(
+    let cut = succeeded(&world.run_with(
         &["chat", "--model", "run", "--max-tokens", "1"],
         "tell me about rain\n",
-    );
+    ));
     assert!(cut.trim_end().len() < "weather".len(), "{cut}");
 }
 

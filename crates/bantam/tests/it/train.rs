@@ -1,110 +1,59 @@
 //! `bantam train` as a user runs it, on the tiny model: previews, errors, results, stopping and going on.
-#![cfg(unix)]
-#![allow(clippy::unwrap_used, missing_docs)]
 
-use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use bantam_testkit::tiny;
 
-/// A folder with the tiny model and rows for it.
-struct World {
-    dir: tempfile::TempDir,
+use crate::support::{World, report as json, said};
+
+/// The tiny model and rows for it.
+fn world() -> World {
+    let world = World::empty();
+    tiny::write_model(&world.at("model"), 0);
+    tiny::write_rows(&world.at("train.jsonl"), 64, 1);
+    tiny::write_rows(&world.at("valid.jsonl"), 16, 2);
+    world
 }
 
-impl World {
-    fn new() -> Self {
-        let world = Self {
-            dir: tempfile::tempdir().unwrap(),
-        };
-        tiny::write_model(&world.at("model"), 0);
-        tiny::write_rows(&world.at("train.jsonl"), 64, 1);
-        tiny::write_rows(&world.at("valid.jsonl"), 16, 2);
-        world
-    }
-
-    fn at(&self, path: &str) -> PathBuf {
-        self.dir.path().join(path)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_bantam"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .env_clear()
-            .env("BANTAM_HOME", self.at("home"))
-            .stdin(Stdio::null());
-        command
-    }
-
-    fn train(&self, arguments: &[&str]) -> Command {
-        let base = [
-            "train",
-            "--base",
-            "./model",
-            "--train",
-            "train.jsonl",
-            "--system",
-            tiny::SYSTEM,
-        ];
-        self.command(&[&base, arguments].concat())
-    }
-
-    fn transcript(&self, output: &Output) -> String {
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().unwrap();
-        format!(
-            "exit {code}\n{}---\n{}",
-            text(&output.stdout),
-            text(&output.stderr)
-        )
-        .replace(&self.dir.path().display().to_string(), "$DIR")
-    }
-}
-
-fn json(output: &Output) -> serde_json::Value {
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_str(
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .last()
-            .unwrap(),
-    )
-    .unwrap()
+fn train(world: &World, arguments: &[&str]) -> Command {
+    let base = [
+        "train",
+        "--base",
+        "./model",
+        "--train",
+        "train.jsonl",
+        "--system",
+        tiny::SYSTEM,
+    ];
+    world.command(&[&base, arguments].concat())
 }
 
 #[test]
 fn a_preview_shows_the_mask() {
-    let world = World::new();
-    let output = world.train(&["--preview=2"]).output().unwrap();
+    let world = world();
+    let output = train(&world, &["--preview=2"]).output().unwrap();
     insta::assert_snapshot!("preview", world.transcript(&output));
 }
 
 #[test]
 fn bad_rows_are_named_by_file_and_line() {
-    let world = World::new();
+    let world = world();
     let good = "{\"text\": \"a\", \"label\": \"b\"}\n";
     std::fs::write(
         world.at("train.jsonl"),
         format!("{good}{{\"text\": \"a\", \"lable\": \"b\"}}\n"),
     )
     .unwrap();
-    let misspelt = world.train(&["--out", "run"]).output().unwrap();
+    let misspelt = train(&world, &["--out", "run"]).output().unwrap();
     std::fs::write(world.at("train.jsonl"), "").unwrap();
-    let empty = world.train(&["--out", "run"]).output().unwrap();
+    let empty = train(&world, &["--out", "run"]).output().unwrap();
     std::fs::remove_file(world.at("train.jsonl")).unwrap();
-    let missing = world.train(&["--out", "run"]).output().unwrap();
+    let missing = train(&world, &["--out", "run"]).output().unwrap();
     let long = serde_json::json!({"text": "a ".repeat(600), "label": "b"});
     std::fs::write(world.at("train.jsonl"), format!("{good}{long}\n")).unwrap();
-    let too_long = world.train(&["--out", "run"]).output().unwrap();
+    let too_long = train(&world, &["--out", "run"]).output().unwrap();
     std::fs::write(world.at("recipe.toml"), "[optim]\nlearning_rate = 1\n").unwrap();
-    let recipe = world
-        .train(&["--out", "run", "--recipe", "recipe.toml"])
+    let recipe = train(&world, &["--out", "run", "--recipe", "recipe.toml"])
         .output()
         .unwrap();
     let all = [misspelt, empty, missing, too_long, recipe];
@@ -116,7 +65,7 @@ fn bad_rows_are_named_by_file_and_line() {
 
 #[test]
 fn the_report_has_the_documented_fields_and_an_adapter() {
-    let world = World::new();
+    let world = world();
     let arguments = [
         "--valid",
         "valid.jsonl",
@@ -128,7 +77,7 @@ fn the_report_has_the_documented_fields_and_an_adapter() {
         "8",
         "--json",
     ];
-    let report = json(&world.train(&arguments).output().unwrap());
+    let report = json(&train(&world, &arguments).output().unwrap());
     let keys: Vec<&str> = report
         .as_object()
         .unwrap()
@@ -163,13 +112,14 @@ fn the_report_has_the_documented_fields_and_an_adapter() {
     ] {
         assert!(world.at("run/adapter").join(file).is_file(), "{file}");
     }
-    let again = json(&world.train(&arguments).output().unwrap());
+    let again = json(&train(&world, &arguments).output().unwrap());
     assert_eq!(
         again["sha256"], report["sha256"],
         "a finished run is reported again"
     );
-    let other = world
-        .train(&[
+    let other = train(
+        &world,
+        &[
             "--out",
             "run",
             "--max-steps",
@@ -178,10 +128,11 @@ fn the_report_has_the_documented_fields_and_an_adapter() {
             "8",
             "--rank",
             "4",
-        ])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&other.stderr).into_owned();
+        ],
+    )
+    .output()
+    .unwrap();
+    let text = said(&other);
     assert_eq!(other.status.code(), Some(1));
     assert!(text.contains("was started with"), "{text}");
 }
@@ -197,11 +148,10 @@ fn a_polite_kill_checkpoints_and_the_same_command_goes_on_to_the_same_bytes() {
 }
 
 fn stopped_by(signal: rustix::process::Signal) {
-    let world = World::new();
+    let world = world();
     let arguments = |out| ["--out", out, "--max-steps", "150", "--batch", "4", "--json"];
-    let whole = json(&world.train(&arguments("whole")).output().unwrap());
-    let mut child = world
-        .train(&arguments("cut"))
+    let whole = json(&train(&world, &arguments("whole")).output().unwrap());
+    let mut child = train(&world, &arguments("cut"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -217,28 +167,25 @@ fn stopped_by(signal: rustix::process::Signal) {
     let process = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(process, signal).unwrap();
     let stopped = child.wait_with_output().unwrap();
-    let text = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    let text = said(&stopped);
     assert_eq!(stopped.status.code(), Some(130), "{text}");
     assert!(text.contains("a checkpoint is in `cut`"), "{text}");
     assert!(
         text.contains("hint: run the same command again to go on from there"),
         "{text}"
     );
-    let output = world.train(&arguments("cut")).output().unwrap();
-    assert!(
-        String::from_utf8_lossy(&output.stderr).contains("going on after step"),
-        "it resumes"
-    );
+    let output = train(&world, &arguments("cut")).output().unwrap();
+    assert!(said(&output).contains("going on after step"), "it resumes");
     assert_eq!(json(&output)["sha256"], whole["sha256"]);
 }
 
 #[test]
 fn a_run_begins_from_the_adapter_it_is_given() {
-    let world = World::new();
+    let world = world();
     let arguments = |out, steps, more: &[&'static str]| {
         let all = ["--out", out, "--max-steps", steps, "--lr", "1e-2", "--json"];
         let all = [&all[..], &["--rank", "4", "--batch", "8"], more].concat();
-        world.train(&all).output().unwrap()
+        train(&world, &all).output().unwrap()
     };
     let first = json(&arguments("first", "30", &[]));
     // The run and the adapter's own folder are the same adapter; it is no worse than where it began.
@@ -255,7 +202,7 @@ fn a_run_begins_from_the_adapter_it_is_given() {
     assert!(loss(&by_run) < 1.5 * loss(&first), "{by_run} {first}");
     let say = |output: Output| {
         assert_eq!(output.status.code(), Some(1));
-        String::from_utf8_lossy(&output.stderr).into_owned()
+        said(&output)
     };
     let other = say(arguments("second", "1", &[]));
     assert!(
@@ -277,7 +224,7 @@ fn a_run_begins_from_the_adapter_it_is_given() {
 
 #[test]
 fn a_poisoned_row_is_named_and_the_run_is_the_one_without_it() {
-    let world = World::new();
+    let world = world();
     // Sixty-three rows that agree, and one of noise, which is first met when the others are learnt.
     let rows = std::fs::read_to_string(world.at("train.jsonl")).unwrap();
     let mut rows: Vec<String> = rows.lines().map(str::to_owned).collect();
@@ -308,10 +255,10 @@ fn a_poisoned_row_is_named_and_the_run_is_the_one_without_it() {
             "--json",
         ];
         let all = [&all[..], &["--rank", "4", "--threads", threads], more].concat();
-        world.train(&all).output().unwrap()
+        train(&world, &all).output().unwrap()
     };
     let output = arguments("poisoned", "1", &[]);
-    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    let words = said(&output);
     assert!(
         words.contains("train.jsonl:64: left out from now on (step 81): its loss is "),
         "{words}"
@@ -325,7 +272,7 @@ fn a_poisoned_row_is_named_and_the_run_is_the_one_without_it() {
 
 #[test]
 fn a_dry_run_estimates_and_leaves_nothing() {
-    let world = World::new();
+    let world = world();
     let arguments = [
         "--valid",
         "valid.jsonl",
@@ -336,8 +283,7 @@ fn a_dry_run_estimates_and_leaves_nothing() {
         "--dry-run",
     ];
     let report = json(
-        &world
-            .train(&[&arguments[..], &["--json"]].concat())
+        &train(&world, &[&arguments[..], &["--json"]].concat())
             .output()
             .unwrap(),
     );
@@ -370,19 +316,21 @@ fn a_dry_run_estimates_and_leaves_nothing() {
     assert!(n("computed_tokens") < n("tokens") && n("train_s") > 0.0 && n("valid_s") > 0.0);
     // Counted, not guessed: the run itself computes as many.
     let run = [&arguments[..6], &["--out", "run", "--json"]].concat();
-    let run = json(&world.train(&run).output().unwrap());
+    let run = json(&train(&world, &run).output().unwrap());
     assert_eq!(run["tokens"], report["tokens"]);
     let off = run["computed_tokens"].as_f64().unwrap() / n("computed_tokens");
     assert!((0.9..1.1).contains(&off), "{off}");
-    let words = world.train(&arguments).output().unwrap();
+    let words = train(&world, &arguments).output().unwrap();
     let words = String::from_utf8_lossy(&words.stdout).into_owned();
     assert!(words.starts_with("16 steps over 128 rows of "), "{words}");
     // What rows share is computed once, unless the user does not want it.
     let plain = json(
-        &world
-            .train(&[&arguments[..], &["--json", "--no-share-prefixes"]].concat())
-            .output()
-            .unwrap(),
+        &train(
+            &world,
+            &[&arguments[..], &["--json", "--no-share-prefixes"]].concat(),
+        )
+        .output()
+        .unwrap(),
     );
     assert!(plain["computed_tokens"].as_f64().unwrap() > 1.5 * n("computed_tokens"));
 }
