@@ -336,6 +336,9 @@ pub(crate) struct ServeArgs {
     /// Folder that answers, files and batches are kept in [default: kept in memory until the server ends]
     #[arg(long, value_name = "DIR")]
     pub(crate) data: Option<PathBuf>,
+    /// Memory for adapters; those that were not asked for longest make way for others [default: 1024]
+    #[arg(long, value_name = "MB")]
+    pub(crate) adapter_mb: Option<u32>,
     /// Certificate (PEM), to serve HTTPS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,

@@ -19,8 +19,7 @@ fn main() {
         ..ServeConfig::default()
     };
     let model = support::model("mock", EngineConfig::default(), Duration::ZERO);
-    bantam_serve::run(config, vec![model], &mut |addr| {
-        println!("http://{addr}/v1")
-    })
-    .unwrap();
+    let models = support::models(vec![model]);
+    let mut on_ready = |addr| println!("http://{addr}/v1");
+    bantam_serve::run(config, models, &mut on_ready, &mut || {}).unwrap();
 }

@@ -1,17 +1,14 @@
-//! What to serve, where, and to whom.
+//! Where to serve, and to whom.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bantam_engine::{Embedder, Engine, LanguageModel};
 use bantam_store::Store;
-use bantam_text::{Chat, ConstraintEngine};
 
 use crate::ServeError;
 use crate::auth::ApiKey;
 use crate::listen::Tls;
-use crate::worker::Generator;
 
 /// Where and how to listen.
 #[derive(Clone)]
@@ -28,8 +25,6 @@ pub struct ServeConfig {
     pub store: Option<Arc<Store>>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
-    /// Models that only turn texts into vectors.
-    pub embedders: Vec<Arc<ServedEmbedder>>,
     /// The longest request body.
     pub body_bytes_max: usize,
     /// How long a request's body may take to arrive.
@@ -57,7 +52,6 @@ impl Default for ServeConfig {
             keys: None,
             store: None,
             tls: None,
-            embedders: Vec::new(),
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(60),
@@ -77,73 +71,5 @@ impl ServeConfig {
             return Err(ServeError::KeyNeeded { host: self.host });
         }
         Ok(())
-    }
-}
-
-/// Builds the engine, on the thread that will run it.
-pub(crate) type EngineFactory = Box<dyn FnOnce() -> Result<Box<dyn Generator>, String> + Send>;
-
-/// A model with what it takes to talk to it.
-pub struct ServedModel {
-    /// The name that requests ask for.
-    pub id: String,
-    /// Other names for it.
-    pub aliases: Vec<String>,
-    /// Was it trained here? Only then may a request take it away.
-    pub tuned: bool,
-    /// When it was made, in seconds since 1970.
-    pub created: u64,
-    /// Whose it is.
-    pub owned_by: String,
-    /// Renders prompts, knows where an answer ends.
-    pub chat: Arc<Chat>,
-    /// Compiles `response_format` and the `guided_*` fields.
-    pub constraints: ConstraintEngine,
-    /// The temperature of a request that names none; OpenAI's is 1.
-    pub default_temperature: f32,
-    /// Turns texts into vectors; without it `/v1/embeddings` refuses this model.
-    pub embedder: Option<Arc<dyn Embedder>>,
-    pub(crate) engine: EngineFactory,
-}
-
-/// A model that only turns texts into vectors.
-pub struct ServedEmbedder {
-    /// The name that requests ask for.
-    pub id: String,
-    /// Other names for it.
-    pub aliases: Vec<String>,
-    /// When it was made, in seconds since 1970.
-    pub created: u64,
-    /// The model.
-    pub embedder: Arc<dyn Embedder>,
-}
-
-impl ServedModel {
-    /// A model; `engine` is called once, on the thread that the engine will live on.
-    pub fn new<M, E>(
-        id: impl Into<String>,
-        chat: Arc<Chat>,
-        constraints: ConstraintEngine,
-        engine: impl FnOnce() -> Result<Engine<M>, E> + Send + 'static,
-    ) -> Self
-    where
-        M: LanguageModel + 'static,
-        E: std::fmt::Display,
-    {
-        Self {
-            id: id.into(),
-            aliases: Vec::new(),
-            tuned: false,
-            created: 0,
-            owned_by: "bantam".to_string(),
-            chat,
-            constraints,
-            default_temperature: 1.0,
-            embedder: None,
-            engine: Box::new(move || match engine() {
-                Ok(engine) => Ok(Box::new(engine)),
-                Err(error) => Err(error.to_string()),
-            }),
-        }
     }
 }

@@ -324,6 +324,13 @@ impl ApiError {
         )
     }
 
+    /// The files of a model cannot be used; why is in the log.
+    pub(crate) fn not_loaded(id: &str) -> Self {
+        let message = format!("the model `{id}` could not be loaded; the server's log says why");
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self::new(status, "server_error", "model_not_loaded", message).at("model")
+    }
+
     pub(crate) fn internal(message: impl Into<String>) -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,

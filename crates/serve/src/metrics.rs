@@ -87,8 +87,8 @@ impl Metrics {
         tokens.completion += usage.completion_tokens as u64;
     }
 
-    /// The page.
-    pub(crate) fn page(&self, gauges: &[Gauge]) -> String {
+    /// The page; of adapters it says how many are in memory, and their bytes.
+    pub(crate) fn page(&self, gauges: &[Gauge], adapters: (usize, usize)) -> String {
         let inner = self.inner();
         let mut page = Page(String::new());
         page.head("bantam_requests_total", "counter", "Answered requests.");
@@ -176,6 +176,17 @@ impl Metrics {
                 page.line(name, &[("model", &gauge.model)], value(gauge) as f64);
             }
         }
+        for (name, about, value) in [
+            ("bantam_adapters", "Adapters in memory.", adapters.0),
+            (
+                "bantam_adapter_bytes",
+                "The memory of adapters, those in use included.",
+                adapters.1,
+            ),
+        ] {
+            page.head(name, "gauge", about);
+            page.line(name, &[], value as f64);
+        }
         page.0
     }
 }
@@ -251,12 +262,13 @@ mod tests {
                 ..Usage::default()
             },
         );
-        let page = metrics.page(&[Gauge {
+        let gauge = Gauge {
             model: "m".into(),
             running: 1,
             waiting: 2,
             capacity: 3,
-        }]);
+        };
+        let page = metrics.page(&[gauge], (2, 4096));
         for line in [
             "bantam_requests_total{route=\"/v1/models\",status=\"200\"} 1",
             "bantam_errors_total{route=\"/v1/models\",status=\"404\"} 1",
@@ -266,6 +278,7 @@ mod tests {
             "bantam_inter_token_seconds_count{model=\"a\\\"b\"} 1",
             "bantam_cache_hit_ratio{model=\"m\"} 0.25",
             "bantam_queue_depth{model=\"m\"} 2",
+            "bantam_adapter_bytes 4096",
         ] {
             assert!(page.lines().any(|l| l == line), "{line}\n{page}");
         }

@@ -22,12 +22,13 @@ use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
 use crate::metrics::Gauge;
+use crate::models::Model;
 use crate::once::once;
 use crate::openai::{
     batches, chat, completions, decisions, embeddings, files, models, responses, stored, tokens,
 };
 use crate::openapi;
-use crate::server::{App, Model};
+use crate::server::App;
 
 /// Every route of the API, with the methods it takes. [`crate`]'s documentation and `/openapi.json` list the same.
 pub(crate) fn router(app: Arc<App>) -> Router {
@@ -210,19 +211,25 @@ fn is_stopped(model: &Arc<Model>) -> bool {
 
 /// `GET /health`: whether the engines run, and how much they have to do. Needs no key.
 async fn health(State(app): State<Arc<App>>) -> Response {
-    let all = app.models();
+    let all = app.models.listed();
     let models: Vec<_> = all
         .iter()
         .map(|model| {
             let load = &model.worker.load;
-            json!({
+            let mut one = json!({
                 "id": model.id,
                 "status": if is_stopped(model) { "stopped" } else { "ok" },
                 "running": load.running.load(Ordering::Relaxed),
                 "queue_depth": load.waiting.load(Ordering::Relaxed),
                 "capacity": model.worker.info.capacity,
                 "max_context": model.worker.info.max_context,
-            })
+            });
+            // What runs and waits is then that of all adapters over the base.
+            if let Some(base) = model.base() {
+                one["base"] = json!(base);
+                one["in_memory"] = json!(app.models.is_in_memory(model));
+            }
+            one
         })
         .collect();
     let is_ok = !all.iter().any(is_stopped);
@@ -242,7 +249,7 @@ async fn health(State(app): State<Arc<App>>) -> Response {
 
 /// `GET /ready`: whether a request would find a place. Needs no key.
 async fn ready(State(app): State<Arc<App>>) -> Response {
-    let all = app.models();
+    let all = app.models.bases();
     let is_ready = !all.iter().any(is_stopped) && all.iter().all(|model| model.worker.has_room());
     let (status, word) = if is_ready {
         (StatusCode::OK, "ready")
@@ -255,7 +262,8 @@ async fn ready(State(app): State<Arc<App>>) -> Response {
 /// `GET /metrics`.
 async fn metrics(State(app): State<Arc<App>>) -> Response {
     let gauges: Vec<Gauge> = app
-        .models()
+        .models
+        .bases()
         .iter()
         .map(|model| Gauge {
             model: model.id.clone(),
@@ -265,5 +273,6 @@ async fn metrics(State(app): State<Arc<App>>) -> Response {
         })
         .collect();
     let kind = "text/plain; version=0.0.4; charset=utf-8";
-    ([(CONTENT_TYPE, kind)], app.metrics.page(&gauges)).into_response()
+    let page = app.metrics.page(&gauges, app.models.resident_size());
+    ([(CONTENT_TYPE, kind)], page).into_response()
 }

@@ -1,31 +1,29 @@
 //! The server's life: bind, load, serve, drain; and what its handlers share.
 
 use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use bantam_engine::Embedder;
 use bantam_store::{Store, StoreError};
-use bantam_text::{Chat, ConstraintEngine};
 use tokio::sync::oneshot;
 
 use crate::caller::Door;
-use crate::config::{ServeConfig, ServedEmbedder, ServedModel};
+use crate::config::ServeConfig;
 use crate::error::{ApiError, ServeError};
 use crate::ids;
 use crate::listen::{self, Limits, Tls};
 use crate::metrics::Metrics;
+use crate::models::{Model, Models};
 use crate::once::{self, Running};
 use crate::openai::batch_run;
 use crate::router::router;
-use crate::worker::Worker;
 
 /// What the handlers share.
 pub(crate) struct App {
-    models: RwLock<Vec<Arc<Model>>>,
+    pub(crate) models: Arc<Models>,
     pub(crate) config: ServeConfig,
     pub(crate) door: Door,
     pub(crate) metrics: Metrics,
@@ -36,39 +34,22 @@ pub(crate) struct App {
     store: Arc<Store>,
 }
 
-/// A model with its engine running.
-pub(crate) struct Model {
-    pub(crate) id: String,
-    /// Other names that requests may ask for it by.
-    pub(crate) aliases: Vec<String>,
-    pub(crate) created: u64,
-    pub(crate) owned_by: String,
-    /// Was it trained here, so that it may be taken away by a request?
-    pub(crate) tuned: bool,
-    pub(crate) chat: Arc<Chat>,
-    pub(crate) constraints: ConstraintEngine,
-    pub(crate) default_temperature: f32,
-    pub(crate) embedder: Option<Arc<dyn Embedder>>,
-    pub(crate) worker: Worker,
-}
-
 /// A running server.
 pub struct Server {
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     ended: Option<oneshot::Receiver<()>>,
     http: Option<JoinHandle<Result<(), ServeError>>>,
-    engines: Vec<JoinHandle<()>>,
+    models: Arc<Models>,
 }
 
 impl Server {
-    /// Binds the address, loads the models, and serves on threads of its own.
-    pub fn start(config: ServeConfig, models: Vec<ServedModel>) -> Result<Self, ServeError> {
+    /// Binds the address and serves on threads of its own. Models may be added and removed while it runs.
+    pub fn start(config: ServeConfig, models: Arc<Models>) -> Result<Self, ServeError> {
         config.check()?;
-        if models.is_empty() && config.embedders.is_empty() {
+        if models.listed().is_empty() && models.embedders().is_empty() {
             return Err(ServeError::Models("there is no model to serve".to_string()));
         }
-        check_models(&models)?;
         let wanted = SocketAddr::new(config.host, config.port);
         let bind_error = |source| ServeError::Bind {
             addr: wanted,
@@ -77,31 +58,13 @@ impl Server {
         let listener = TcpListener::bind(wanted).map_err(bind_error)?;
         listener.set_nonblocking(true).map_err(bind_error)?;
         let addr = listener.local_addr().map_err(bind_error)?;
-        let mut engines = Vec::new();
-        let mut loaded = Vec::new();
-        for model in models {
-            let (worker, thread) = Worker::start(&model.id, model.engine)?;
-            engines.push(thread);
-            loaded.push(Arc::new(Model {
-                id: model.id,
-                aliases: model.aliases,
-                created: model.created,
-                owned_by: model.owned_by,
-                tuned: model.tuned,
-                chat: model.chat,
-                constraints: model.constraints,
-                default_temperature: model.default_temperature,
-                embedder: model.embedder,
-                worker,
-            }));
-        }
         let store = match &config.store {
             Some(store) => Arc::clone(store),
             None => Arc::new(Store::in_memory()?),
         };
         store.sweep()?;
         let app = Arc::new(App {
-            models: RwLock::new(loaded),
+            models: Arc::clone(&models),
             door: Door::new(config.api_keys.clone(), config.keys.clone()),
             metrics: Metrics::default(),
             once: Running::default(),
@@ -125,7 +88,7 @@ impl Server {
             stop: Some(stop),
             ended: Some(ended),
             http: Some(http),
-            engines,
+            models,
         })
     }
 
@@ -153,20 +116,19 @@ impl Server {
             Some(http) => http.join().map_err(|_| panicked())?,
             None => Ok(()),
         };
-        for engine in self.engines.drain(..) {
-            let _ = engine.join();
-        }
+        self.models.close();
         result
     }
 }
 
 /// Serves until SIGINT or SIGTERM, then finishes what runs, within
 /// [`ServeConfig::shutdown_grace`]. A second signal ends it at once. `on_ready` is called when
-/// requests are being taken.
+/// requests are being taken, `on_reload` for each SIGHUP.
 pub fn run(
     config: ServeConfig,
-    models: Vec<ServedModel>,
+    models: Arc<Models>,
     on_ready: &mut dyn FnMut(SocketAddr),
+    on_reload: &mut dyn FnMut(),
 ) -> Result<(), ServeError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -183,26 +145,44 @@ pub fn run(
             }
         };
         tokio::pin!(ended);
-        tokio::select! {
-            () = signals.next() => {}
-            () = &mut ended => return Ok::<_, std::io::Error>(false),
+        loop {
+            tokio::select! {
+                signal = signals.next() => match signal {
+                    Signal::Stop => break,
+                    Signal::Reload => on_reload(),
+                },
+                () = &mut ended => return Ok::<_, std::io::Error>(false),
+            }
         }
         tracing::info!("stopping; a second signal does not wait for running requests");
         server.begin_stop();
-        tokio::select! {
-            () = signals.next() => Ok(true),
-            () = &mut ended => Ok(false),
+        loop {
+            tokio::select! {
+                signal = signals.next() => if signal == Signal::Stop {
+                    return Ok(true);
+                },
+                () = &mut ended => return Ok(false),
+            }
         }
     })?;
     if is_forced { Ok(()) } else { server.join() }
 }
 
-/// SIGINT and, where there is one, SIGTERM.
+/// What a signal asks for.
+#[derive(PartialEq, Eq)]
+enum Signal {
+    Stop,
+    Reload,
+}
+
+/// SIGINT and, where there are such, SIGTERM and SIGHUP.
 struct Signals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    hangup: tokio::signal::unix::Signal,
 }
 
 impl Signals {
@@ -212,14 +192,16 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
     #[cfg(unix)]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Signal {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => Signal::Stop,
+            _ = self.interrupt.recv() => Signal::Stop,
+            _ = self.hangup.recv() => Signal::Reload,
         }
     }
 
@@ -229,26 +211,10 @@ impl Signals {
     }
 
     #[cfg(not(unix))]
-    async fn next(&mut self) {
+    async fn next(&mut self) -> Signal {
         let _ = tokio::signal::ctrl_c().await;
+        Signal::Stop
     }
-}
-
-fn check_models(models: &[ServedModel]) -> Result<(), ServeError> {
-    for (idx, model) in models.iter().enumerate() {
-        let names = std::iter::once(&model.id).chain(&model.aliases);
-        for (i, name) in names.enumerate() {
-            let before = models[..idx].iter();
-            let taken = before.flat_map(|m| std::iter::once(&m.id).chain(&m.aliases));
-            let own = std::iter::once(&model.id).chain(&model.aliases).take(i);
-            if taken.chain(own).any(|other| other == name) {
-                return Err(ServeError::Models(format!(
-                    "two models are called `{name}`"
-                )));
-            }
-        }
-    }
-    Ok(())
 }
 
 /// The HTTP thread.
@@ -304,42 +270,7 @@ async fn chores(app: Arc<App>) {
 impl App {
     /// The model of this name.
     pub(crate) fn model(&self, id: &str) -> Result<Arc<Model>, ApiError> {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        let is_it = |model: &&Arc<Model>| model.id == id || model.aliases.iter().any(|a| a == id);
-        models
-            .iter()
-            .find(is_it)
-            .cloned()
-            .ok_or_else(|| ApiError::no_model(id))
-    }
-
-    /// The model of this name that turns texts into vectors, and its own name.
-    pub(crate) fn embedder(&self, id: &str) -> Result<(String, Arc<dyn Embedder>), ApiError> {
-        let is_it =
-            |one: &&Arc<ServedEmbedder>| one.id == id || one.aliases.iter().any(|a| a == id);
-        if let Some(found) = self.config.embedders.iter().find(is_it) {
-            return Ok((found.id.clone(), Arc::clone(&found.embedder)));
-        }
-        let model = self.model(id)?;
-        match &model.embedder {
-            Some(embedder) => Ok((model.id.clone(), Arc::clone(embedder))),
-            None => {
-                let message = format!("the model `{id}` makes no embeddings");
-                Err(ApiError::unsupported("model", message))
-            }
-        }
-    }
-
-    /// All models, in the order they were given.
-    pub(crate) fn models(&self) -> Vec<Arc<Model>> {
-        let models = self.models.read().unwrap_or_else(PoisonError::into_inner);
-        models.clone()
-    }
-
-    /// Serves a model no more. What runs on it ends first.
-    pub(crate) fn unload(&self, id: &str) {
-        let mut models = self.models.write().unwrap_or_else(PoisonError::into_inner);
-        models.retain(|model| model.id != id);
+        self.models.find(id)
     }
 
     /// Works with the database where that delays no connection.

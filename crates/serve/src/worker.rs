@@ -5,17 +5,21 @@
 //! in memory, at most one answer's worth. A reader that is gone is noticed before the next step
 //! and its requests are cancelled.
 
+use std::any::Any;
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 
-use bantam_engine::{Engine, Event, LanguageModel, Request, RequestError, RequestId, SubmitError};
+use bantam_engine::{
+    AdapterId, Engine, Event, LanguageModel, Request, RequestError, RequestId, SubmitError,
+};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc as events, oneshot};
 
 use crate::ServeError;
-use crate::config::EngineFactory;
 use crate::error::ApiError;
+use crate::residents::Resident;
+use crate::served::EngineFactory;
 
 /// An engine over any model.
 pub(crate) trait Generator {
@@ -24,13 +28,24 @@ pub(crate) trait Generator {
     fn step(&mut self, sink: &mut dyn FnMut(RequestId, Event));
     fn is_idle(&self) -> bool;
     /// The log-probability of each option after a prompt.
-    fn score(&mut self, prompt: &[u32], options: &[Vec<u32>]) -> Result<Vec<f64>, RequestError>;
+    fn score(
+        &mut self,
+        prompt: &[u32],
+        options: &[Vec<u32>],
+        adapter: Option<AdapterId>,
+    ) -> Result<Vec<f64>, RequestError>;
+    /// Makes an adapter known; `None` if it is none for this model.
+    fn load_adapter(&mut self, adapter: Arc<dyn Any + Send + Sync>) -> Option<AdapterId>;
+    fn unload_adapter(&mut self, id: AdapterId);
     fn info(&self) -> EngineInfo;
     /// Running and waiting requests.
     fn load(&self) -> (usize, usize);
 }
 
-impl<M: LanguageModel> Generator for Engine<M> {
+impl<M: LanguageModel> Generator for Engine<M>
+where
+    M::Adapter: Sized + Send + Sync + 'static,
+{
     fn submit(&mut self, request: Request) -> Result<RequestId, SubmitError> {
         Engine::submit(self, request)
     }
@@ -47,8 +62,22 @@ impl<M: LanguageModel> Generator for Engine<M> {
         Engine::is_idle(self)
     }
 
-    fn score(&mut self, prompt: &[u32], options: &[Vec<u32>]) -> Result<Vec<f64>, RequestError> {
-        self.score_options(prompt, options, None)
+    fn score(
+        &mut self,
+        prompt: &[u32],
+        options: &[Vec<u32>],
+        adapter: Option<AdapterId>,
+    ) -> Result<Vec<f64>, RequestError> {
+        self.score_options(prompt, options, adapter)
+    }
+
+    fn load_adapter(&mut self, adapter: Arc<dyn Any + Send + Sync>) -> Option<AdapterId> {
+        let adapter = adapter.downcast::<M::Adapter>().ok()?;
+        Some(Engine::load_adapter(self, adapter))
+    }
+
+    fn unload_adapter(&mut self, id: AdapterId) {
+        Engine::unload_adapter(self, id);
     }
 
     fn info(&self) -> EngineInfo {
@@ -85,22 +114,57 @@ pub(crate) struct Load {
 enum Command {
     Generate(Generate),
     Aside(Aside),
+    /// The adapter of this [`Resident::id`] is no longer used.
+    Forget(u64),
 }
 
 /// Options to be scored, between two steps.
 struct Aside {
     prompt: Vec<u32>,
     options: Vec<Vec<u32>>,
+    resident: Option<Arc<Resident>>,
     reply: oneshot::Sender<Result<Vec<f64>, RequestError>>,
     _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl Aside {
-    fn answer(self, engine: &mut dyn Generator) {
+    fn answer(self, engine: &mut dyn Generator, adapters: &mut Adapters) {
         // An asker that is gone needs no answer.
         if !self.reply.is_closed() {
-            let scores = engine.score(&self.prompt, &self.options);
+            let scores = (adapters.id(engine, self.resident.as_ref()))
+                .map_err(RequestError::from)
+                .and_then(|adapter| engine.score(&self.prompt, &self.options, adapter));
             let _ = self.reply.send(scores);
+        }
+    }
+}
+
+/// What the engine calls the adapters that it knows, by [`Resident::id`].
+#[derive(Default)]
+struct Adapters(HashMap<u64, AdapterId>);
+
+impl Adapters {
+    /// The engine's name for an adapter, which it is given if it has not met it.
+    fn id(
+        &mut self,
+        engine: &mut dyn Generator,
+        resident: Option<&Arc<Resident>>,
+    ) -> Result<Option<AdapterId>, SubmitError> {
+        let Some(resident) = resident else {
+            return Ok(None);
+        };
+        if let Some(&id) = self.0.get(&resident.id) {
+            return Ok(Some(id));
+        }
+        let id = engine.load_adapter(Arc::clone(&resident.adapter));
+        let id = id.ok_or(SubmitError::UnknownAdapter { id: resident.id })?;
+        self.0.insert(resident.id, id);
+        Ok(Some(id))
+    }
+
+    fn forget(&mut self, engine: &mut dyn Generator, resident: u64) {
+        if let Some(id) = self.0.remove(&resident) {
+            engine.unload_adapter(id);
         }
     }
 }
@@ -108,6 +172,7 @@ impl Aside {
 /// Several answers to one prompt. The index tells them apart.
 struct Generate {
     requests: Vec<Request>,
+    resident: Option<Arc<Resident>>,
     accepted: oneshot::Sender<Result<(), SubmitError>>,
     events: events::UnboundedSender<(usize, Event)>,
     permit: OwnedSemaphorePermit,
@@ -119,11 +184,14 @@ struct Client {
     events: events::UnboundedSender<(usize, Event)>,
     /// Given back when the last answer of the call has ended.
     _permit: Arc<OwnedSemaphorePermit>,
+    /// The adapter stays in memory while an answer is made with it.
+    _resident: Option<Arc<Resident>>,
 }
 
 /// The server's end of an engine's thread.
 pub(crate) struct Worker {
     commands: mpsc::Sender<Command>,
+    fits: fn(&dyn Any) -> bool,
     room: Arc<Semaphore>,
     pub(crate) info: EngineInfo,
     pub(crate) load: Arc<Load>,
@@ -146,6 +214,7 @@ impl Worker {
     pub(crate) fn start(
         id: &str,
         factory: EngineFactory,
+        fits: fn(&dyn Any) -> bool,
     ) -> Result<(Self, JoinHandle<()>), ServeError> {
         let (commands, inbox) = mpsc::channel();
         let (ready, started) = mpsc::channel();
@@ -178,6 +247,7 @@ impl Worker {
         Ok((
             Self {
                 commands,
+                fits,
                 room,
                 info,
                 load,
@@ -198,17 +268,30 @@ impl Worker {
         self.room.available_permits() > 0
     }
 
+    /// Whether this is an adapter for this kind of model.
+    pub(crate) fn takes(&self, adapter: &dyn Any) -> bool {
+        (self.fits)(adapter)
+    }
+
+    /// Tells the engine that an adapter is no longer used.
+    pub(crate) fn forget(&self, resident: u64) {
+        // An engine that has stopped has forgotten everything.
+        let _ = self.commands.send(Command::Forget(resident));
+    }
+
     /// The log-probability of each option after the prompt.
     pub(crate) async fn score(
         &self,
         prompt: Vec<u32>,
         options: Vec<Vec<u32>>,
+        resident: Option<Arc<Resident>>,
         seat: &SharedSeat,
     ) -> Result<Vec<f64>, ApiError> {
         let (reply, answer) = oneshot::channel();
         let aside = Aside {
             prompt,
             options,
+            resident,
             reply,
             _permit: Arc::clone(&seat.0),
         };
@@ -222,12 +305,14 @@ impl Worker {
     pub(crate) async fn submit(
         &self,
         requests: Vec<Request>,
+        resident: Option<Arc<Resident>>,
         seat: Seat,
     ) -> Result<events::UnboundedReceiver<(usize, Event)>, ApiError> {
         let (sender, receiver) = events::unbounded_channel();
         let (accepted, answer) = oneshot::channel();
         let command = Command::Generate(Generate {
             requests,
+            resident,
             accepted,
             events: sender,
             permit: seat.0,
@@ -253,20 +338,29 @@ impl Drop for MarkStopped {
 fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &Load) {
     let mut clients: HashMap<RequestId, Client> = HashMap::new();
     let mut asides: VecDeque<Aside> = VecDeque::new();
+    let mut adapters = Adapters::default();
     loop {
-        if engine.is_idle() && asides.is_empty() {
+        let is_idle = engine.is_idle() && asides.is_empty();
+        let mut next = if is_idle {
             match inbox.recv() {
-                Ok(Command::Generate(generate)) => take(&mut *engine, &mut clients, generate),
-                Ok(Command::Aside(aside)) => asides.push_back(aside),
+                Ok(command) => Some(command),
                 Err(_) => return,
             }
-        }
+        } else {
+            None
+        };
         loop {
-            match inbox.try_recv() {
-                Ok(Command::Generate(generate)) => take(&mut *engine, &mut clients, generate),
-                Ok(Command::Aside(aside)) => asides.push_back(aside),
+            let command = match next.take().map_or_else(|| inbox.try_recv(), Ok) {
+                Ok(command) => command,
                 Err(mpsc::TryRecvError::Empty) => break,
                 Err(mpsc::TryRecvError::Disconnected) => return,
+            };
+            match command {
+                Command::Generate(generate) => {
+                    take(&mut *engine, &mut adapters, &mut clients, generate);
+                }
+                Command::Aside(aside) => asides.push_back(aside),
+                Command::Forget(resident) => adapters.forget(&mut *engine, resident),
             }
         }
         for (&id, _) in clients
@@ -277,7 +371,7 @@ fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &
         }
         // One between two steps, so that running answers go on.
         if let Some(aside) = asides.pop_front() {
-            aside.answer(&mut *engine);
+            aside.answer(&mut *engine, &mut adapters);
         }
         engine.step(&mut |id, event| {
             let is_end = matches!(event, Event::Done { .. });
@@ -295,16 +389,30 @@ fn work(mut engine: Box<dyn Generator>, inbox: &mpsc::Receiver<Command>, load: &
     }
 }
 
-fn take(engine: &mut dyn Generator, clients: &mut HashMap<RequestId, Client>, generate: Generate) {
+fn take(
+    engine: &mut dyn Generator,
+    adapters: &mut Adapters,
+    clients: &mut HashMap<RequestId, Client>,
+    generate: Generate,
+) {
     let Generate {
         requests,
+        resident,
         accepted,
         events,
         permit,
     } = generate;
+    let adapter = match adapters.id(engine, resident.as_ref()) {
+        Ok(adapter) => adapter,
+        Err(error) => {
+            let _ = accepted.send(Err(error));
+            return;
+        }
+    };
     let permit = Arc::new(permit);
     let mut ids = Vec::with_capacity(requests.len());
-    for request in requests {
+    for mut request in requests {
+        request.adapter = adapter;
         match engine.submit(request) {
             Ok(id) => ids.push(id),
             Err(error) => {
@@ -319,6 +427,7 @@ fn take(engine: &mut dyn Generator, clients: &mut HashMap<RequestId, Client>, ge
             choice,
             events: events.clone(),
             _permit: Arc::clone(&permit),
+            _resident: resident.clone(),
         };
         clients.insert(id, client);
     }

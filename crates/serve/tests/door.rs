@@ -75,7 +75,7 @@ fn a_tuned_model_can_be_taken_away() {
     tuned.tuned = true;
     tuned.aliases = vec!["gpt-4o".to_string()];
     let base = model("mock", EngineConfig::default(), Duration::ZERO);
-    let server = Server::start(config(), vec![base, tuned]).unwrap();
+    let server = Server::start(config(), support::models(vec![base, tuned])).unwrap();
     assert_eq!(
         chat(&server, "", json!({"model": "gpt-4o"})).json()["model"],
         "ft:mock:x"
@@ -274,7 +274,7 @@ fn connections_can_be_encrypted() {
     server.stop().unwrap();
     let wrong = Server::start(
         tls(&dir.join("none.pem")),
-        vec![model("m", EngineConfig::default(), Duration::ZERO)],
+        support::models(vec![model("m", EngineConfig::default(), Duration::ZERO)]),
     );
     assert!(wrong.err().unwrap().to_string().contains("none.pem"));
     std::fs::remove_dir_all(&dir).unwrap();

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bantam_engine::EngineConfig;
-use bantam_serve::{ServeConfig, ServedEmbedder, Server};
+use bantam_serve::{ServedEmbedder, Server};
 use serde_json::{Value, json};
-use support::{Counter, ask, config, finish, get, open, post, send, start, start_wide, start_with};
+use support::{Counter, ask, config, finish, get, open, post, send, start, start_wide};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -561,17 +561,15 @@ fn decisions_are_exact_likelihoods() {
 
 #[test]
 fn embeddings_in_both_spellings() {
-    let embedders = vec![Arc::new(ServedEmbedder {
-        id: "counter".into(),
-        aliases: vec!["text-embedding-3-small".into()],
-        created: 7,
-        embedder: Arc::new(Counter),
-    })];
-    let config = ServeConfig {
-        embedders,
-        ..config()
-    };
-    let server = start_with(config, EngineConfig::default(), Duration::ZERO);
+    let models = support::models(vec![support::model(
+        "mock",
+        EngineConfig::default(),
+        Duration::ZERO,
+    )]);
+    let mut counter = ServedEmbedder::new("counter", Arc::new(Counter));
+    counter.aliases = vec!["text-embedding-3-small".into()];
+    models.add_embedder(counter).unwrap();
+    let server = Server::start(config(), models).unwrap();
     let embed = |extra: Value| {
         let mut body = json!({"model": "text-embedding-3-small", "input": ["abc", "aad"]});
         for (name, value) in extra.as_object().unwrap() {

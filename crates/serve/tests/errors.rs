@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bantam_engine::{Engine, EngineConfig};
-use bantam_serve::{ApiKey, ServeConfig, ServeError, ServedModel, Server};
+use bantam_serve::{ApiKey, Models, ServeConfig, ServeError, ServedModel, Server};
 use serde_json::{Value, json};
 use support::mock::Mock;
 use support::{Answer, CHAT, JSON, ask, config, finish, get, model, open, post, start, start_with};
@@ -280,7 +280,7 @@ fn a_foreign_page_cannot_call_an_open_server() {
 
 #[test]
 fn what_cannot_start_says_why() {
-    let start = |config, models| Server::start(config, models).err().unwrap();
+    let start = |config, all| Server::start(config, support::models(all)).err().unwrap();
     let mock = |id| model(id, EngineConfig::default(), Duration::ZERO);
     let open_wide = ServeConfig {
         host: IpAddr::from([0, 0, 0, 0]),
@@ -290,7 +290,9 @@ fn what_cannot_start_says_why() {
     assert!(matches!(error, ServeError::KeyNeeded { .. }));
     assert!(error.to_string().contains("hint: set a key"));
     assert!(matches!(start(config(), vec![]), ServeError::Models(_)));
-    let twice = start(config(), vec![mock("m"), mock("m")]);
+    let models = Models::default();
+    models.add(mock("m")).unwrap();
+    let twice = models.add(mock("m")).unwrap_err();
     assert_eq!(twice.to_string(), "two models are called `m`");
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -305,7 +307,7 @@ fn what_cannot_start_says_why() {
         Err::<Engine<Mock>, _>("no such file")
     });
     assert_eq!(
-        start(config(), vec![broken]).to_string(),
+        Models::default().add(broken).unwrap_err().to_string(),
         "model `m` did not load: no such file"
     );
 }

@@ -24,7 +24,7 @@ use crate::printer::Printer;
 use crate::settings::{Action, Global};
 
 /// What every command may use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Context {
     /// Resolved global settings.
     pub(crate) global: Global,

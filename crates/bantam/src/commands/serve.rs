@@ -2,48 +2,32 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::time::{SystemTime, UNIX_EPOCH};
 
-use bantam_engine::{Engine, EngineConfig};
 use bantam_kernels::Compute;
-use bantam_model::Weights;
-use bantam_serve::{ApiKey, ServeConfig, ServedEmbedder, ServedModel, Tls};
+use bantam_serve::{ApiKey, ServeConfig, Tls};
 use bantam_store::Store;
-use bantam_text::ConstraintEngine;
 use serde_json::json;
 
 use super::Context;
 use crate::interrupt;
-use crate::loader::{self, Loaded};
+use crate::loader::Shelf;
+use crate::printer::Printer;
 use crate::progress::Progress;
-use crate::settings::{ServeSettings, ServedSettings, short_name};
+use crate::settings::{ServeSettings, listed_models};
 
 /// Serves until Ctrl-C.
 pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result<()> {
     let printer = &context.printer;
     let cancel = interrupt::watch()?;
-    let compute = Compute::new(settings.threads);
-    let mut first_message = String::new();
-    let (mut models, mut embedders) = (Vec::new(), Vec::new());
-    for (i, one) in settings.models.iter().enumerate() {
-        if let Some(embedder) =
-            loader::embedder::sentence_encoder_of(context, &one.model, &cancel, &compute)?
-        {
-            embedders.push(Arc::new(ServedEmbedder {
-                id: one.id.clone(),
-                aliases: one.aliases.clone(),
-                created: made(Path::new(&one.model)),
-                embedder,
-            }));
-            continue;
-        }
-        let (model, system) = load(context, one, settings.weights, &compute, &cancel)?;
-        if let Some(system) = system.filter(|_| i == 0) {
-            first_message = format!("{}, ", json!({"role": "system", "content": system}));
-        }
-        models.push(model);
-    }
+    let shelf = Arc::new(Shelf::new(
+        context.clone(),
+        Compute::new(settings.threads),
+        settings.weights,
+        settings.adapter_bytes,
+        cancel,
+    ));
+    load(&shelf, settings, printer)?;
+    shelf.add_default_encoder()?;
     let open = |path: &Path| Store::open(path).map(Arc::new);
     let store = match &settings.data {
         Some(folder) => {
@@ -62,7 +46,6 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
             .collect(),
         keys: settings.keys.as_deref().map(open).transpose()?,
         store,
-        embedders,
         tls: settings.tls.clone().map(|(cert, key)| Tls { cert, key }),
         ..ServeConfig::default()
     };
@@ -71,68 +54,54 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
     } else {
         "http"
     };
-    let ids: Vec<String> = (settings.models.iter())
-        .map(|model| format!("`{}`", model.id))
-        .collect();
-    bantam_serve::run(config, models, &mut |address| {
+    let first = &settings.models[0];
+    let system = shelf.system_of(&first.model);
+    let first_message = system.map_or_else(String::new, |system| {
+        format!("{}, ", json!({"role": "system", "content": system}))
+    });
+    let ids = quoted(settings.models.iter().map(|model| &model.id));
+    let mut on_ready = |address| {
         printer.note(format!(
-            "serving {} at {scheme}://{address}/v1 (Ctrl-C stops)\ntry: curl {scheme}://{address}/v1/chat/completions \
+            "serving {ids} at {scheme}://{address}/v1 (Ctrl-C stops)\ntry: curl {scheme}://{address}/v1/chat/completions \
              -H 'content-type: application/json' -d '{{\"model\": \"{}\", \"messages\": \
              [{first_message}{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'",
-            ids.join(", "),
-            settings.models[0].id
+            first.id
         ));
-    })?;
+    };
+    let mut on_reload = || reload(&shelf, settings, printer);
+    let models = Arc::clone(shelf.models());
+    bantam_serve::run(config, models, &mut on_ready, &mut on_reload)?;
     Ok(())
 }
 
-/// A model to serve, and the system message that it was trained with.
-fn load(
-    context: &Context,
-    settings: &ServedSettings,
-    weights: Weights,
-    compute: &Compute,
-    cancel: &AtomicBool,
-) -> anyhow::Result<(ServedModel, Option<String>)> {
-    let spinner = Progress::spinner(&context.printer, format!("loading {}", settings.model));
-    let (loaded, model) =
-        Loaded::open_and_load(context, &settings.model, cancel, compute, weights)?;
-    let name = &loaded.base.name;
-    let chat = loaded.base.chat.clone();
-    let constraints = ConstraintEngine::new(chat.tokenizer(), chat.end_tokens())?;
-    // The trie of all tokens is built meanwhile, so that the first answer does not wait for it.
-    let unready = constraints.clone();
-    std::thread::spawn(move || {
-        // A failure comes again, and is told, with the first constraint.
-        let _ = unready.prepare();
-    });
-    let tokenizer = chat.tokenizer().clone();
-    let embedder = model.embedder(tokenizer.clone());
-    let mut served = ServedModel::new(&settings.id, chat, constraints, move || {
-        Ok::<_, std::convert::Infallible>(Engine::new(model, tokenizer, EngineConfig::default()))
-    });
-    drop(spinner);
-    served.embedder = Some(Arc::new(embedder));
-    served.aliases.clone_from(&settings.aliases);
-    served.created = made(Path::new(&settings.model));
-    if loaded.is_specialised() {
-        served.tuned = true;
-        // A specialised model was judged on its likeliest answers, so that is what a plain call gets.
-        served.default_temperature = 0.0;
-        // The name that OpenAI would give it.
-        let alias = format!("ft:{}:{}", short_name(name), settings.id);
-        if settings.id != alias && !served.aliases.contains(&alias) {
-            served.aliases.push(alias);
-        }
-    }
-    Ok((served, loaded.system().map(str::to_owned)))
+fn quoted<'a>(ids: impl Iterator<Item = &'a String>) -> String {
+    let ids: Vec<String> = ids.map(|id| format!("`{id}`")).collect();
+    ids.join(", ")
 }
 
-/// When a model was made, in seconds since 1970; 0 if it is not a path.
-fn made(path: &Path) -> u64 {
-    let modified = fs_err::metadata(path).and_then(|meta| meta.modified());
-    modified
-        .ok()
-        .and_then(|time: SystemTime| time.duration_since(UNIX_EPOCH).ok())
-        .map_or(0, |since| since.as_secs())
+/// Loads the models; the first that cannot be loaded ends it.
+fn load(shelf: &Shelf, settings: &ServeSettings, printer: &Printer) -> anyhow::Result<()> {
+    let names: Vec<&str> = settings.models.iter().map(|m| m.model.as_str()).collect();
+    let _spinner = Progress::spinner(printer, format!("loading {}", names.join(", ")));
+    match shelf.follow(&settings.models).into_iter().next() {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
+}
+
+/// Serves what the configuration file lists by now. Requests that run are not disturbed.
+fn reload(shelf: &Shelf, settings: &ServeSettings, printer: &Printer) {
+    let Some(path) = &settings.config else {
+        printer.warn("there is no configuration file to read again");
+        return;
+    };
+    let failures = match listed_models(path) {
+        Ok(wanted) => shelf.follow(&wanted),
+        Err(error) => vec![error],
+    };
+    for failure in failures {
+        printer.warn(format!("{failure:#}"));
+    }
+    let ids = quoted(shelf.models().ids().iter());
+    printer.note(format!("now serving {ids}"));
 }

@@ -3,6 +3,7 @@
 mod chat;
 pub(crate) mod embedder;
 pub(crate) mod rows;
+mod shelf;
 
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use crate::cache::{hash_file, hex};
 use crate::catalogue::{Catalogue, Entry};
 use crate::commands::Context;
 use crate::error::{HintExt as _, advise};
+
+pub(crate) use shelf::Shelf;
 
 /// What a model argument stands for.
 #[derive(Debug)]
@@ -170,6 +173,33 @@ impl Base {
         Ok(found.with(chat))
     }
 
+    /// As [`Base::open`], with the weights to answer with: they and the tokenizer are read at the same time.
+    fn open_and_load(
+        context: &Context,
+        text: &str,
+        cancel: &AtomicBool,
+        compute: &Compute,
+        weights: Weights,
+    ) -> anyhow::Result<(Self, Model<f32>)> {
+        let found = Found::open(context, text, cancel)?;
+        let (chat, model) = chat_and_weights(&found.files, compute, weights)?;
+        Ok((found.with(chat), model))
+    }
+
+    /// Whether this is the base that the adapter of `run` was trained over.
+    fn check(&self, identity: &AdapterIdentity, run: &str) -> anyhow::Result<()> {
+        if self.sha256()? == identity.base_sha256 {
+            return Ok(());
+        }
+        Err(advise(
+            anyhow!(
+                "`{}` is no longer the model that `{run}` was trained on (its sha256 differs)",
+                self.name
+            ),
+            "bring back the model of the training, or train again",
+        ))
+    }
+
     /// Digest of the weights, which a run is tied to. Reads all of them, once, where a file is given by its path.
     pub(crate) fn sha256(&self) -> anyhow::Result<&str> {
         if let Some(known) = self.sha256.get() {
@@ -246,12 +276,7 @@ impl Loaded {
         weights: Weights,
     ) -> anyhow::Result<(Self, Llama)> {
         let (found, adapter) = Self::find(context, text, cancel)?;
-        let (chat, model) = std::thread::scope(|scope| {
-            let chat = scope.spawn(|| chat::chat_of(&found.files));
-            let model = load(&found.files, compute, weights, false);
-            let chat = chat.join().unwrap_or_else(|panic| resume_unwind(panic));
-            Ok::<_, anyhow::Error>((chat?, model?))
-        })?;
+        let (chat, model) = chat_and_weights(&found.files, compute, weights)?;
         let loaded = Self::join(text, found.with(chat), adapter)?;
         let llama = loaded.ready(model, compute);
         Ok((loaded, llama))
@@ -265,15 +290,7 @@ impl Loaded {
         let Place::Run(folder) = place(&context.catalogue, text)? else {
             return Ok((Found::open(context, text, cancel)?, None));
         };
-        let Some(place) = adapter_in(&folder) else {
-            return Err(advise(
-                anyhow!(
-                    "the run `{}` is not finished: it has no adapter yet",
-                    folder.display()
-                ),
-                "run the same `bantam train` command again: it goes on where it stopped",
-            ));
-        };
+        let place = adapter_in(&folder).ok_or_else(|| not_finished(&folder))?;
         let identity = identity(&place)?;
         let found = Found::open(context, &identity.base, cancel)
             .with_context(|| format!("could not open the base of `{}`", folder.display()))?;
@@ -288,15 +305,7 @@ impl Loaded {
                 adapter: None,
             });
         };
-        if base.sha256()? != identity.base_sha256 {
-            return Err(advise(
-                anyhow!(
-                    "`{}` is no longer the model that `{text}` was trained on (its sha256 differs)",
-                    base.name
-                ),
-                "bring back the model of the training, or train again",
-            ));
-        }
+        base.check(&identity, text)?;
         let adapter = read_adapter(&place, &ModelConfig::from_files(&base.files)?)?;
         Ok(Self {
             base,
@@ -343,11 +352,6 @@ impl Loaded {
         Ok(export::merge(&self.base.files, adapter, format, out)?)
     }
 
-    /// Whether an adapter goes with the base.
-    pub(crate) fn is_specialised(&self) -> bool {
-        self.adapter.is_some()
-    }
-
     /// The system message to use when the user gives none: the training's.
     pub(crate) fn system(&self) -> Option<&str> {
         let identity = self
@@ -358,6 +362,30 @@ impl Loaded {
             .map(|identity| identity.system.as_str())
             .filter(|text| !text.is_empty())
     }
+}
+
+/// Prompts and weights, at the same time.
+fn chat_and_weights(
+    files: &ModelFiles,
+    compute: &Compute,
+    weights: Weights,
+) -> anyhow::Result<(Arc<Chat>, Model<f32>)> {
+    std::thread::scope(|scope| {
+        let chat = scope.spawn(|| chat::chat_of(files));
+        let model = load(files, compute, weights, false);
+        let chat = chat.join().unwrap_or_else(|panic| resume_unwind(panic));
+        Ok((chat?, model?))
+    })
+}
+
+fn not_finished(run: &Path) -> anyhow::Error {
+    advise(
+        anyhow!(
+            "the run `{}` is not finished: it has no adapter yet",
+            run.display()
+        ),
+        "run the same `bantam train` command again: it goes on where it stopped",
+    )
 }
 
 /// Which base an adapter belongs to.

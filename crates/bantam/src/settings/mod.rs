@@ -22,7 +22,7 @@ mod serve;
 mod work;
 
 pub(crate) use self::bench::BenchSettings;
-pub(crate) use self::serve::{ServeSettings, ServedSettings, short_name};
+pub(crate) use self::serve::{ServeSettings, ServedSettings, listed_models, short_name};
 pub(crate) use self::work::{
     ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, PerplexitySettings,
     TrainMode, TrainSettings,

@@ -28,6 +28,10 @@ pub(crate) struct ServeSettings {
     pub(crate) data: Option<PathBuf>,
     /// Certificate and private key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// The most bytes of adapters in memory.
+    pub(crate) adapter_bytes: usize,
+    /// The file that lists the models, if they are not given otherwise.
+    pub(crate) config: Option<PathBuf>,
     /// How weights are held.
     pub(crate) weights: Weights,
     /// Threads to compute with.
@@ -56,6 +60,7 @@ struct Config {
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     threads: Option<u16>,
+    adapter_mb: Option<u32>,
     #[serde(default)]
     model: Vec<ConfigModel>,
 }
@@ -79,7 +84,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, tls_cert, tls_key, threads, and [[model]] tables of model, id, aliases",
+                "known are host, port, keys, data, tls_cert, tls_key, threads, adapter_mb, and [[model]] tables of model, id, aliases",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -102,6 +107,22 @@ impl Config {
     }
 }
 
+impl ConfigModel {
+    fn settings(self) -> ServedSettings {
+        ServedSettings {
+            id: self.id.unwrap_or_else(|| short_name(&self.model)),
+            model: self.model,
+            aliases: self.aliases,
+        }
+    }
+}
+
+/// The models that a configuration file lists now.
+pub(crate) fn listed_models(path: &Path) -> anyhow::Result<Vec<ServedSettings>> {
+    let models = Config::read(path)?.model.into_iter();
+    Ok(models.map(ConfigModel::settings).collect())
+}
+
 impl ServeSettings {
     pub(super) fn resolve(args: ServeArgs) -> anyhow::Result<Self> {
         let config = match &args.config {
@@ -118,6 +139,7 @@ impl ServeSettings {
                 )
             })?,
         };
+        let listed = args.config.filter(|_| args.model.is_none());
         let models: Vec<ServedSettings> = match args.model {
             Some(model) => vec![ServedSettings {
                 id: args.model_id.unwrap_or_else(|| short_name(&model)),
@@ -127,11 +149,7 @@ impl ServeSettings {
             None => config
                 .model
                 .into_iter()
-                .map(|entry| ServedSettings {
-                    id: entry.id.unwrap_or_else(|| short_name(&entry.model)),
-                    model: entry.model,
-                    aliases: entry.aliases,
-                })
+                .map(ConfigModel::settings)
                 .collect(),
         };
         if models.is_empty() {
@@ -159,6 +177,11 @@ impl ServeSettings {
             keys: args.keys.or(config.keys),
             data: args.data.or(config.data),
             tls,
+            adapter_bytes: args
+                .adapter_mb
+                .or(config.adapter_mb)
+                .map_or(bantam_serve::ADAPTER_BYTES, |mb| (mb as usize) << 20),
+            config: listed,
             weights: args.weights.weights.into(),
             threads: threads(ThreadsArg {
                 threads: args.threads.threads.or(config.threads),

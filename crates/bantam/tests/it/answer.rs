@@ -46,6 +46,7 @@ fn a_run_is_judged_talked_to_and_served() {
     eval(&world);
     chat(&world);
     serve(&world);
+    serve_from_a_file(&world);
     export(&world);
 }
 
@@ -190,41 +191,123 @@ impl Drop for Guard {
     }
 }
 
+/// A running `bantam serve`.
+struct Server {
+    process: Guard,
+    stderr: BufReader<std::process::ChildStderr>,
+    address: String,
+}
+
+impl Server {
+    fn start(world: &World, arguments: &[&str]) -> Self {
+        let mut command = world.command(&[&["serve", "--port", "0"], arguments].concat());
+        let mut process = Guard(
+            command
+                .stderr(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
+        let stderr = BufReader::new(process.0.stderr.take().unwrap());
+        let mut server = Self {
+            process,
+            stderr,
+            address: String::new(),
+        };
+        let line = server.line("http://");
+        let rest = line.split("http://").nth(1).unwrap();
+        server.address = rest.split('/').next().unwrap().to_string();
+        server
+    }
+
+    /// The next line of what it says that has this in it.
+    fn line(&mut self, with: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "no `{with}`");
+            if line.contains(with) {
+                return line;
+            }
+        }
+    }
+
+    fn signal(&self, signal: rustix::process::Signal) {
+        let process = rustix::process::Pid::from_child(&self.process.0);
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    fn models(&self) -> String {
+        request(&self.address, "GET /v1/models", "")
+    }
+
+    fn says(&self, model: &str) -> String {
+        let body = json!({
+            "model": model,
+            "temperature": 0,
+            "max_tokens": 8,
+            "messages": [{"role": "system", "content": tiny::SYSTEM}, {"role": "user", "content": "tell me about rain"}],
+        });
+        request(
+            &self.address,
+            "POST /v1/chat/completions",
+            &body.to_string(),
+        )
+    }
+
+    fn stop(mut self) {
+        self.signal(rustix::process::Signal::INT);
+        assert_eq!(
+            self.process.0.wait().unwrap().code(),
+            Some(0),
+            "Ctrl-C is how a server ends"
+        );
+    }
+}
+
+const SAYS_WEATHER: &str = "\"content\":\"weather\"";
+
 fn serve(world: &World) {
-    let mut command = world.command(&["serve", "--model", "run", "--port", "0"]);
-    let mut server = Guard(
-        command
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap(),
-    );
-    let mut stderr = BufReader::new(server.0.stderr.take().unwrap());
-    let mut line = String::new();
-    stderr.read_line(&mut line).unwrap();
-    let address = line
-        .split("http://")
-        .nth(1)
-        .and_then(|rest| rest.split('/').next())
-        .unwrap_or_else(|| panic!("{line}"));
-
-    let models = request(address, "GET /v1/models", "");
+    let server = Server::start(world, &["--model", "run"]);
+    let models = server.models();
     assert!(models.contains("\"id\":\"run\""), "{models}");
-    let body = json!({
-        "model": "run",
-        "temperature": 0,
-        "messages": [{"role": "system", "content": tiny::SYSTEM}, {"role": "user", "content": "tell me about rain"}],
-    });
-    let answer = request(address, "POST /v1/chat/completions", &body.to_string());
-    assert!(answer.contains("\"content\":\"weather\""), "{answer}");
+    assert!(!models.contains("(base)"), "{models}");
+    for name in ["run", "ft:model:run"] {
+        let answer = server.says(name);
+        assert!(answer.contains(SAYS_WEATHER), "{answer}");
+    }
+    server.stop();
+}
 
-    let process = rustix::process::Pid::from_child(&server.0);
-    rustix::process::kill_process(process, rustix::process::Signal::INT).unwrap();
-    assert_eq!(
-        server.0.wait().unwrap().code(),
-        Some(0),
-        "Ctrl-C is how a server ends"
-    );
+/// The configuration is read again: a run joins its base, and leaves, while the server goes on.
+fn serve_from_a_file(world: &World) {
+    let file = world.at("bantam.toml");
+    let base = "[[model]]\nmodel = \"model\"\nid = \"base\"\n";
+    let run = "[[model]]\nmodel = \"run\"\nid = \"labels\"\naliases = [\"gpt-4o\"]\n";
+    std::fs::write(&file, base).unwrap();
+    let mut server = Server::start(world, &["--config", "bantam.toml"]);
+    let reload = |server: &mut Server, text: String| {
+        std::fs::write(&file, text).unwrap();
+        server.signal(rustix::process::Signal::HUP);
+        server.line("now serving")
+    };
+    assert!(server.says("labels").contains("model_not_found"));
+    let line = reload(&mut server, format!("{base}{run}"));
+    assert!(line.contains("`base`, `labels`"), "{line}");
+    for name in ["labels", "gpt-4o", "ft:model:labels"] {
+        let answer = server.says(name);
+        assert!(answer.contains(SAYS_WEATHER), "{answer}");
+    }
+    assert!(!server.says("base").contains(SAYS_WEATHER));
+    let health = request(&server.address, "GET /health", "");
+    assert!(health.contains("\"base\":\"base\""), "one engine: {health}");
+    // What cannot be served is told, and the rest stays.
+    let broken = "[[model]]\nmodel = \"nowhere\"\n";
+    let line = reload(&mut server, format!("{base}{run}{broken}"));
+    assert!(line.contains("`base`, `labels`"), "{line}");
+    let line = reload(&mut server, base.to_string());
+    assert!(!line.contains("labels"), "{line}");
+    assert!(server.says("gpt-4o").contains("model_not_found"));
+    server.stop();
 }
 
 fn request(address: &str, what: &str, body: &str) -> String {

@@ -20,7 +20,8 @@ use super::response::TokenLogprob;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
-use crate::server::{App, Model};
+use crate::models::Model;
+use crate::server::App;
 
 /// A part of one of the answers.
 #[derive(Debug)]
@@ -115,6 +116,7 @@ impl Answers {
         }
         caller.admit()?;
         let seat = model.worker.seat(n)?;
+        let resident = app.models.resident(model).await?;
         let preparing = {
             let model = Arc::clone(model);
             tokio::task::spawn_blocking(move || prepare(&model))
@@ -126,7 +128,7 @@ impl Answers {
         job.requests.iter_mut().for_each(|r| r.client = client);
         let prompt_tokens = job.requests.first().map_or(0, |r| r.prompt.len());
         let n = job.requests.len();
-        let events = model.worker.submit(job.requests, seat).await?;
+        let events = model.worker.submit(job.requests, resident, seat).await?;
         let parser = job.grammar.as_ref().map(ToolParser::new);
         let demand = job.grammar.as_ref().map(|grammar| grammar.demand);
         Ok(Self {

@@ -7,7 +7,7 @@ use super::format::Wanted;
 use super::tools::ToolUse;
 use crate::error::ApiError;
 use crate::ids;
-use crate::server::Model;
+use crate::models::Model;
 
 /// A conversation to be answered.
 pub(crate) struct Ask {

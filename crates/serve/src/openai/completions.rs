@@ -24,7 +24,8 @@ use super::sse::{self, Writer, frame};
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
-use crate::server::{App, Model};
+use crate::models::Model;
+use crate::server::App;
 
 const ROUTE: &str = "/v1/completions";
 

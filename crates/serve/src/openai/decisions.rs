@@ -16,7 +16,9 @@ use super::responses;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::ids;
-use crate::server::{App, Model};
+use crate::models::Model;
+use crate::residents::Resident;
+use crate::server::App;
 use crate::worker::SharedSeat;
 
 /// The most questions and documents of a request.
@@ -74,19 +76,19 @@ pub(crate) async fn create(
     let questions = questions?;
     fields.finish(&[])?;
     caller.admit()?;
-    let seat = model.worker.seat(1)?.share();
+    let scorer = Scorer::new(&app, model).await?;
     let mut answers = Vec::with_capacity(questions.len());
     let mut n_tokens = 0;
     for question in questions {
         let mut asked = context.clone();
         ask(&mut asked, &question.text);
-        let scored = score(&model, &seat, asked, question.options.clone()).await?;
+        let scored = scorer.score(asked, question.options.clone()).await?;
         n_tokens += scored.n_tokens;
         answers.push(question.answer(&scored.probabilities));
     }
     caller.spend(n_tokens as u64);
     Ok(Json(json!({
-        "model": model.id, "answers": answers, "usage": usage(n_tokens),
+        "model": scorer.model.id, "answers": answers, "usage": usage(n_tokens),
     })))
 }
 
@@ -251,44 +253,64 @@ struct Scored {
     n_tokens: usize,
 }
 
-/// How likely each option is as the answer to a conversation, among the options.
-async fn score(
-    model: &Arc<Model>,
-    seat: &SharedSeat,
-    conversation: Vec<Value>,
-    options: Vec<String>,
-) -> Result<Scored, ApiError> {
-    let own = Arc::clone(model);
-    let encoding = move || -> Result<(Vec<u32>, Vec<Vec<u32>>), ApiError> {
-        let items = conversation.into_iter().enumerate();
-        let items = items.map(|(i, message)| (format!("input[{i}]"), message));
-        let messages = messages(items.collect())?;
-        let prompt = own.chat.prompt(&messages, &[]);
-        let prompt = prompt.map_err(|e| ApiError::invalid("input", e.to_string()))?;
-        let tokenizer = own.chat.tokenizer();
-        let end = own.chat.end_tokens().first().copied();
-        let options = options.iter().map(|option| {
-            let mut ids = tokenizer.encode_plain(option);
-            ids.extend(end);
-            ids
-        });
-        Ok((prompt, options.collect()))
-    };
-    let (prompt, options) = tokio::task::spawn_blocking(encoding)
-        .await
-        .map_err(|_| ApiError::internal("the request failed"))??;
-    let n_tokens = prompt.len() + options.iter().map(Vec::len).sum::<usize>();
-    let scores = model.worker.score(prompt, options, seat).await?;
-    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
-    let sum: f64 = weights.iter().sum();
-    if !sum.is_finite() || sum <= 0.0 {
-        return Err(ApiError::internal("the options have no likelihood"));
+/// Asks a model for likelihoods: its adapter is in memory, and its place in the queue kept, from question to question.
+struct Scorer {
+    model: Arc<Model>,
+    resident: Option<Arc<Resident>>,
+    seat: SharedSeat,
+}
+
+impl Scorer {
+    async fn new(app: &App, model: Arc<Model>) -> Result<Self, ApiError> {
+        let seat = model.worker.seat(1)?.share();
+        let resident = app.models.resident(&model).await?;
+        Ok(Self {
+            model,
+            resident,
+            seat,
+        })
     }
-    Ok(Scored {
-        probabilities: weights.into_iter().map(|w| w / sum).collect(),
-        n_tokens,
-    })
+
+    /// How likely each option is as the answer to a conversation, among the options.
+    async fn score(
+        &self,
+        conversation: Vec<Value>,
+        options: Vec<String>,
+    ) -> Result<Scored, ApiError> {
+        let model = Arc::clone(&self.model);
+        let encoding = move || -> Result<(Vec<u32>, Vec<Vec<u32>>), ApiError> {
+            let items = conversation.into_iter().enumerate();
+            let items = items.map(|(i, message)| (format!("input[{i}]"), message));
+            let messages = messages(items.collect())?;
+            let prompt = model.chat.prompt(&messages, &[]);
+            let prompt = prompt.map_err(|e| ApiError::invalid("input", e.to_string()))?;
+            let tokenizer = model.chat.tokenizer();
+            let end = model.chat.end_tokens().first().copied();
+            let options = options.iter().map(|option| {
+                let mut ids = tokenizer.encode_plain(option);
+                ids.extend(end);
+                ids
+            });
+            Ok((prompt, options.collect()))
+        };
+        let (prompt, options) = tokio::task::spawn_blocking(encoding)
+            .await
+            .map_err(|_| ApiError::internal("the request failed"))??;
+        let n_tokens = prompt.len() + options.iter().map(Vec::len).sum::<usize>();
+        let worker = &self.model.worker;
+        let resident = self.resident.clone();
+        let scores = worker.score(prompt, options, resident, &self.seat).await?;
+        let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        if !sum.is_finite() || sum <= 0.0 {
+            return Err(ApiError::internal("the options have no likelihood"));
+        }
+        Ok(Scored {
+            probabilities: weights.into_iter().map(|w| w / sum).collect(),
+            n_tokens,
+        })
+    }
 }
 
 /// `POST /v1/rerank`: documents by how likely the model finds that they answer the query.
@@ -323,7 +345,7 @@ pub(crate) async fn rerank(
     let with_documents = fields.take("return_documents")?.unwrap_or(false);
     fields.finish(&[])?;
     caller.admit()?;
-    let seat = model.worker.seat(1)?.share();
+    let scorer = Scorer::new(&app, model).await?;
     let mut n_tokens = 0;
     let mut ranked = Vec::with_capacity(documents.len());
     for (index, document) in documents.iter().enumerate() {
@@ -333,7 +355,7 @@ pub(crate) async fn rerank(
         );
         let asked = vec![json!({"role": "user", "content": text})];
         let options = vec!["yes".to_string(), "no".to_string()];
-        let scored = score(&model, &seat, asked, options).await?;
+        let scored = scorer.score(asked, options).await?;
         n_tokens += scored.n_tokens;
         ranked.push((index, scored.probabilities[0]));
     }
@@ -351,6 +373,6 @@ pub(crate) async fn rerank(
         })
         .collect();
     Ok(Json(json!({
-        "id": ids::random("rerank-"), "model": model.id, "results": results, "usage": usage(n_tokens),
+        "id": ids::random("rerank-"), "model": scorer.model.id, "results": results, "usage": usage(n_tokens),
     })))
 }

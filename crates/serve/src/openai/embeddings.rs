@@ -36,7 +36,7 @@ pub(crate) async fn answer(
     body: &[u8],
 ) -> Result<Value, ApiError> {
     let mut fields = Fields::of_body(body)?;
-    let (model, embedder) = app.embedder(&fields.need::<String>("model")?)?;
+    let model: String = fields.need("model")?;
     let input: Value = fields.need("input")?;
     let inputs = prompts("input", Some(input))?;
     let dimensions = fields.whole("dimensions", 1, u64::MAX)?;
@@ -57,12 +57,14 @@ pub(crate) async fn answer(
         );
         return Err(ApiError::invalid("input", message));
     }
+    caller.admit()?;
+    let vectors = app.models.embedder(&model).await?;
+    let embedder = Arc::clone(&vectors.embedder);
     let dims = embedder.dims();
     if dimensions.is_some_and(|n| n > dims) {
         let message = format!("`dimensions` must be at most {dims} for this model");
         return Err(ApiError::invalid("dimensions", message));
     }
-    caller.admit()?;
     // One request of embeddings computes at a time: the others would only take its threads.
     let turn = app.embedding.acquire().await;
     let turn = turn.map_err(|_| ApiError::stopping())?;
@@ -92,7 +94,7 @@ pub(crate) async fn answer(
         }
         Ok((vectors, n_tokens))
     };
-    let (vectors, n_tokens) = tokio::task::spawn_blocking(computing)
+    let (rows, n_tokens) = tokio::task::spawn_blocking(computing)
         .await
         .map_err(|_| ApiError::internal("the request failed"))??;
     drop(turn);
@@ -105,10 +107,10 @@ pub(crate) async fn answer(
         };
         json!({"object": "embedding", "index": index, "embedding": embedding})
     };
-    let data: Vec<Value> = vectors.into_iter().enumerate().map(show).collect();
+    let data: Vec<Value> = rows.into_iter().enumerate().map(show).collect();
     caller.spend(n_tokens as u64);
     Ok(json!({
-        "object": "list", "data": data, "model": model,
+        "object": "list", "data": data, "model": vectors.id,
         "usage": {"prompt_tokens": n_tokens, "total_tokens": n_tokens},
     }))
 }

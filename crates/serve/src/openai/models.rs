@@ -9,9 +9,10 @@ use bantam_store::Scope;
 use serde::Serialize;
 
 use crate::caller::Caller;
-use crate::config::ServedEmbedder;
 use crate::error::ApiError;
-use crate::server::{App, Model};
+use crate::models::Model;
+use crate::served::ServedEmbedder;
+use crate::server::App;
 
 #[derive(Serialize)]
 pub(crate) struct ModelBody {
@@ -46,8 +47,13 @@ fn embedder(one: &ServedEmbedder) -> ModelBody {
 }
 
 pub(crate) async fn list(State(app): State<Arc<App>>) -> Json<ModelList> {
-    let mut data: Vec<ModelBody> = app.models().iter().map(|model| body(model)).collect();
-    data.extend(app.config.embedders.iter().map(|one| embedder(one)));
+    let mut data: Vec<ModelBody> = app
+        .models
+        .listed()
+        .iter()
+        .map(|model| body(model))
+        .collect();
+    data.extend(app.models.embedders().iter().map(|one| embedder(one)));
     Json(ModelList {
         object: "list",
         data,
@@ -60,7 +66,7 @@ pub(crate) async fn retrieve(
 ) -> Result<Json<ModelBody>, ApiError> {
     // A name that is not even text is the name of no model.
     let Path(id) = path.map_err(|_| ApiError::no_model("?"))?;
-    if let Some(one) = app.config.embedders.iter().find(|one| one.id == id) {
+    if let Some(one) = app.models.embedders().iter().find(|one| one.is_called(&id)) {
         return Ok(Json(embedder(one)));
     }
     app.model(&id).map(|model| Json(body(&model)))
@@ -79,7 +85,11 @@ pub(crate) async fn delete(
         let message = format!("`{id}` is a base model; only tuned models can be deleted");
         return Err(ApiError::protected(message));
     }
-    app.unload(&model.id);
+    if !app.models.remove(&model.id) {
+        // Another request was faster, or adapters are over it.
+        let message = format!("`{id}` cannot be deleted while other models are over it");
+        return Err(ApiError::protected(message));
+    }
     Ok(Json(
         serde_json::json!({"id": model.id, "object": "model", "deleted": true}),
     ))

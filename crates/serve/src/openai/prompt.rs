@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::server::Model;
+use crate::models::Model;
 
 /// One text.
 #[derive(Clone)]

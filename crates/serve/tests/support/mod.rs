@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bantam_engine::{Embedder, Engine, EngineConfig, shorten};
-use bantam_serve::{ServeConfig, ServedModel, Server};
+use bantam_serve::{Models, ServeConfig, ServedModel, Server};
 use bantam_text::{Chat, ChatTemplate, ConstraintEngine, TemplateTokens};
 use mock::Mock;
 use serde_json::{Value, json};
@@ -92,13 +92,20 @@ pub fn start() -> Server {
 }
 
 pub fn start_with(serve: ServeConfig, engine: EngineConfig, delay: Duration) -> Server {
-    Server::start(serve, vec![model("mock", engine, delay)]).unwrap()
+    Server::start(serve, models(vec![model("mock", engine, delay)])).unwrap()
 }
 
 /// A server with room for tools.
 pub fn start_wide() -> Server {
     let model = model_with("mock", EngineConfig::default(), Duration::ZERO, 4000);
-    Server::start(config(), vec![model]).unwrap()
+    Server::start(config(), models(vec![model])).unwrap()
+}
+
+/// A shelf with these models.
+pub fn models(all: Vec<ServedModel>) -> Arc<Models> {
+    let models = Models::default();
+    all.into_iter().for_each(|one| models.add(one).unwrap());
+    Arc::new(models)
 }
 
 /// Sends a request with a JSON body, or none.
