@@ -36,12 +36,17 @@ def remember_loss(self, *args, **kwargs):
     out = forward(self, *args, **kwargs)
     if torch.is_grad_enabled() and out.loss is not None:
         losses.append(out.loss.item())
+        write_down()
     return out
+
+
+def write_down():
+    """After every step: a run that is cut short can be compared as far as it came."""
+    json.dump(shuffled[:len(losses)], open(order_out, "w"))
+    json.dump(losses, open(losses_out, "w"))
 
 
 random.shuffle, LlamaForCausalLM.forward, peft.get_peft_model = remember_order, remember_loss, remember_adapter
 sys.argv = [script, *arguments]
 runpy.run_path(script, run_name="__main__")
 assert shuffled and isinstance(shuffled[0], list), "the script did not shuffle batches last"
-json.dump(shuffled[:len(losses)], open(order_out, "w"))
-json.dump(losses, open(losses_out, "w"))

@@ -157,6 +157,24 @@ pub(crate) struct ModelsArgs {
     pub(crate) json: JsonArg,
 }
 
+/// What `bantam train` trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MethodArg {
+    /// An adapter of low rank on every linear layer
+    Sft,
+    /// Every weight: twice the time, three times the memory
+    Full,
+}
+
+impl From<MethodArg> for bantam_lab::recipe::Method {
+    fn from(method: MethodArg) -> Self {
+        match method {
+            MethodArg::Sft => Self::Sft,
+            MethodArg::Full => Self::Full,
+        }
+    }
+}
+
 /// `bantam train`
 #[derive(Debug, Args)]
 pub(crate) struct TrainArgs {
@@ -169,7 +187,7 @@ pub(crate) struct TrainArgs {
     /// Validation rows; early stopping keeps the checkpoint that does best on them
     #[arg(long, value_name = "FILE")]
     pub(crate) valid: Option<PathBuf>,
-    /// Run directory: adapter, checkpoints, events. The same command resumes an unfinished run
+    /// Run directory: adapter (or model), checkpoints, events. The same command resumes an unfinished run
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
     /// Recipe (TOML); flags given here win over it
@@ -178,7 +196,10 @@ pub(crate) struct TrainArgs {
     /// System message put before every row that has none
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// Most memory, in MiB: decides how many tokens a backward pass takes
+    /// What is trained [default: sft]
+    #[arg(long, value_enum)]
+    pub(crate) method: Option<MethodArg>,
+    /// Most memory, in MiB: decides how many tokens a pass takes, and what is computed twice instead of being kept
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) memory_mb: Option<u64>,
     /// Compute each row whole, even where the rows of a batch begin alike

@@ -16,6 +16,7 @@ use crate::{Compute, Real};
 use std::ops::Range;
 
 pub mod forest;
+pub mod rounded;
 
 /// Query rows that are worked on together.
 const ROWS: usize = 32;

@@ -225,7 +225,9 @@ impl Part {
         let block = Block {
             x: x.rows_from(self.rows.start),
             x_stride: x.stride,
+            x_step: 1,
             panel: &panel[..n_pairs * PANEL],
+            w_stride: PANEL,
             y_stride: self.y_stride,
             n_rows: self.rows.len(),
             n_cols: self.n_cols,
@@ -238,23 +240,29 @@ impl Part {
 }
 
 /// One task: some rows of `X` against one panel, over a run of pairs.
-struct Block<'a> {
-    x: &'a [u32],
-    x_stride: usize,
-    panel: &'a [u32],
-    y_stride: usize,
-    n_rows: usize,
-    n_cols: usize,
-    n_pairs: usize,
+pub(crate) struct Block<'a> {
+    pub(crate) x: &'a [u32],
+    /// Words from a row of `X` to the next, and from a pair to the next.
+    pub(crate) x_stride: usize,
+    pub(crate) x_step: usize,
+    /// Whole vectors of sixteen are read: a row of the panel goes on to the next multiple.
+    pub(crate) panel: &'a [u32],
+    /// Words from a pair of the panel to the next.
+    pub(crate) w_stride: usize,
+    pub(crate) y_stride: usize,
+    pub(crate) n_rows: usize,
+    /// At most 64.
+    pub(crate) n_cols: usize,
+    pub(crate) n_pairs: usize,
     /// The sums start from what `Y` holds.
-    go_on: bool,
+    pub(crate) go_on: bool,
 }
 
 impl Block<'_> {
     /// # Safety
     /// `y` points to a block of `[n_rows, n_cols]`, rows `y_stride` apart, that nobody else
     /// touches meanwhile; `x` and `panel` hold what the sizes say.
-    unsafe fn run(&self, isa: Isa, y: *mut f32) {
+    pub(crate) unsafe fn run(&self, isa: Isa, y: *mut f32) {
         match isa.0 {
             // SAFETY: the caller vouches for Y.
             Level::Scalar => unsafe { self.scalar(y) },
@@ -278,7 +286,8 @@ impl Block<'_> {
                 let y = unsafe { &mut *y.add(i * self.y_stride + j) };
                 let mut sum = if self.go_on { *y } else { 0.0 };
                 for p in 0..self.n_pairs {
-                    let (x, w) = (self.x[i * self.x_stride + p], self.panel[p * PANEL + j]);
+                    let x = self.x[i * self.x_stride + p * self.x_step];
+                    let w = self.panel[p * self.w_stride + j];
                     sum = high(x).mul_add(high(w), sum);
                     sum = low(x).mul_add(low(w), sum);
                 }
@@ -301,7 +310,7 @@ pub(crate) use x86::as_bf16;
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Block, PANEL};
+    use super::Block;
     use std::arch::x86_64::*;
 
     /// # Safety
@@ -311,9 +320,10 @@ mod x86 {
         // SAFETY: passed on to the caller.
         unsafe {
             match block.n_cols.div_ceil(16) {
-                1 => rows512::<1>(block, y),
-                2 => rows512::<2>(block, y),
-                _ => rows512::<3>(block, y),
+                1 => rows512::<8, 1>(block, y),
+                2 => rows512::<8, 2>(block, y),
+                3 => rows512::<8, 3>(block, y),
+                _ => rows512::<6, 4>(block, y),
             }
         }
     }
@@ -321,12 +331,12 @@ mod x86 {
     /// # Safety
     /// At most `16 NV` columns; as [`avx512_bf16`].
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn rows512<const NV: usize>(block: &Block<'_>, y: *mut f32) {
+    unsafe fn rows512<const MR: usize, const NV: usize>(block: &Block<'_>, y: *mut f32) {
         let mut i = 0;
-        while i + 8 <= block.n_rows {
-            // SAFETY: rows i..i+8 exist.
-            unsafe { tile512::<8, NV>(block, y, i) };
-            i += 8;
+        while i + MR <= block.n_rows {
+            // SAFETY: rows i..i+MR exist.
+            unsafe { tile512::<MR, NV>(block, y, i) };
+            i += MR;
         }
         // SAFETY: the rows that are left exist.
         unsafe {
@@ -343,7 +353,7 @@ mod x86 {
         }
     }
 
-    /// Eight rows by three vectors fill 24 of the 32 registers with sums.
+    /// Eight rows by three vectors, or six by four, fill 24 of the 32 registers with sums.
     ///
     /// # Safety
     /// Rows `i..i + MR` exist; as [`rows512`].
@@ -353,11 +363,11 @@ mod x86 {
             let lanes = block.n_cols.saturating_sub(16 * v);
             if lanes >= 16 { !0 } else { (1 << lanes) - 1 }
         });
-        // SAFETY: the panel holds n_pairs * 48 words, X holds n_pairs words from each row's
-        // start, and masked lanes of Y are never touched.
+        // SAFETY: the panel holds n_pairs rows of whole vectors, X holds n_pairs words of each row,
+        // and masked lanes of Y are never touched.
         unsafe {
             let y = y.add(i * block.y_stride);
-            let x = block.x.as_ptr().add(i * block.x_stride).cast::<i32>();
+            let mut x = block.x.as_ptr().add(i * block.x_stride).cast::<i32>();
             let mut acc = [[_mm512_setzero_ps(); NV]; MR];
             if block.go_on {
                 for r in 0..MR {
@@ -370,22 +380,24 @@ mod x86 {
                 }
             }
             let mut w = block.panel.as_ptr().cast::<i32>();
-            for p in 0..block.n_pairs {
+            for _ in 0..block.n_pairs {
                 let mut words = [as_bf16(_mm512_setzero_si512()); NV];
                 for v in 0..NV {
                     words[v] = as_bf16(_mm512_loadu_epi32(w.add(16 * v)));
                     if MR <= 2 {
                         // Few rows stream the weights: ask for them ahead of the hardware.
-                        _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(PANEL * 24 + 16 * v).cast());
+                        let ahead = w.wrapping_add(block.w_stride * 24 + 16 * v);
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
                     }
                 }
                 for r in 0..MR {
-                    let x = as_bf16(_mm512_set1_epi32(*x.add(r * block.x_stride + p)));
+                    let x = as_bf16(_mm512_set1_epi32(*x.add(r * block.x_stride)));
                     for v in 0..NV {
                         acc[r][v] = _mm512_dpbf16_ps(acc[r][v], x, words[v]);
                     }
                 }
-                w = w.add(PANEL);
+                x = x.wrapping_add(block.x_step);
+                w = w.wrapping_add(block.w_stride);
             }
             for r in 0..MR {
                 for v in 0..NV {
@@ -428,7 +440,7 @@ mod x86 {
     }
 
     /// # Safety
-    /// Rows `i..i + MR` and the sixteen columns of `group` exist in the panel; as [`avx2`].
+    /// Rows `i..i + MR` and the sixteen words of `group` exist in the panel; as [`avx2`].
     #[target_feature(enable = "avx2,fma")]
     unsafe fn tile256<const MR: usize>(block: &Block<'_>, y: *mut f32, i: usize, group: usize) {
         let index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -457,7 +469,7 @@ mod x86 {
                 let odd = words.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, high)));
                 let even = words.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
                 for r in 0..MR {
-                    let pair = *x.add(r * block.x_stride + p);
+                    let pair = *x.add(r * block.x_stride + p * block.x_step);
                     let x_odd = _mm256_set1_ps(super::high(pair));
                     let x_even = _mm256_set1_ps(super::low(pair));
                     for v in 0..2 {
@@ -465,7 +477,7 @@ mod x86 {
                         acc[r][v] = _mm256_fmadd_ps(x_even, even[v], acc[r][v]);
                     }
                 }
-                w = w.wrapping_add(PANEL / 8);
+                w = w.wrapping_byte_add(4 * block.w_stride);
             }
             for r in 0..MR {
                 for v in 0..2 {

@@ -20,9 +20,11 @@ pub use settings::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Method {
-    /// Supervised fine-tuning: cross-entropy on the answers.
+    /// Supervised fine-tuning of an adapter: cross-entropy on the answers.
     #[default]
     Sft,
+    /// The same of every weight.
+    Full,
 }
 
 /// How the learning rate falls.
@@ -213,7 +215,7 @@ pub struct Recipe {
     /// Most tokens a backward pass; bounds memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub micro_tokens: Option<usize>,
-    /// Most memory, in MiB: decides `micro_tokens`. Unlike it, not recorded in the settings.
+    /// Most memory, in MiB: decides `micro_tokens` and how many layers are computed twice. Not recorded in the settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub memory_mb: Option<u64>,
     /// Compute what rows of a batch begin with alike once.

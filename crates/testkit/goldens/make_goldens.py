@@ -21,6 +21,8 @@ golden.safetensors holds, with T tokens in all (two sequences end to end), V log
     train.lr, train.clip, train.weight_decay, train.beta1, train.beta2, train.eps   [1]
     train.loss [10], train.grad_norm [10]          AdamW on this batch; loss and norm before each step
     lora_final.<PEFT name>                         the adapter after ten steps
+    full.loss [10], full.grad_norm [10]            the same ten steps with every weight trained and no adapter
+    full_final.<HF name>                           the gains and biases after them
 """
 import copy
 import json
@@ -167,6 +169,24 @@ def make(name, spec):
             "generator": generator, "batch": batch, "folder": folder}
 
 
+def ten_steps(model, params, spec, batch, first=lambda logits, loss: None):
+    """Losses and gradient norms before each of ten steps of AdamW; `first` sees the first backward."""
+    opt = torch.optim.AdamW(params, lr=TRAIN["lr"], betas=(TRAIN["beta1"], TRAIN["beta2"]), eps=TRAIN["eps"],
+                            weight_decay=spec["weight_decay"])
+    losses, norms = [], []
+    for step in range(10):
+        opt.zero_grad()
+        logits = per_sequence(model, batch)
+        loss = mean_loss(logits, batch)
+        loss.backward()
+        if step == 0:
+            first(logits, loss)
+        losses.append(loss.item())
+        norms.append(torch.nn.utils.clip_grad_norm_(params, TRAIN["clip"]).item())
+        opt.step()
+    return torch.tensor(losses, dtype=torch.float64), torch.tensor(norms, dtype=torch.float64)
+
+
 def measure(name, spec, made):
     config, batch, model = made["config"], made["batch"], made["stock"]
     inv_freq = inv_freq_f64(config)
@@ -196,6 +216,11 @@ def measure(name, spec, made):
         loss.backward()
         out |= {f"base_grad.{k}": p.grad.clone() for k, p in model.named_parameters()}
 
+    every = copy.deepcopy(model)
+    losses, norms = ten_steps(every, list(every.parameters()), spec, batch)
+    out |= {"full.loss": losses, "full.grad_norm": norms}
+    out |= {f"full_final.{k}": p.detach() for k, p in every.named_parameters() if p.dim() == 1}
+
     peft = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules="all-linear",
                                             task_type="CAUSAL_LM"))
     with torch.no_grad():
@@ -209,31 +234,21 @@ def measure(name, spec, made):
 
     params = {k.replace(".default", ""): p for k, p in peft.named_parameters() if p.requires_grad}
     assert set(params) == set(adapter()) and len(params) == 2 * 7 * 2, sorted(params)
-    opt = torch.optim.AdamW(params.values(), lr=TRAIN["lr"], betas=(TRAIN["beta1"], TRAIN["beta2"]), eps=TRAIN["eps"],
-                            weight_decay=spec["weight_decay"])
-    losses, norms = [], []
-    for step in range(10):
-        opt.zero_grad()
-        logits = per_sequence(peft, batch)
-        loss = mean_loss(logits, batch)
-        loss.backward()
-        if step == 0:
-            out |= {"lora_logits": logits, "lora_loss": loss.reshape(1)}
-            out |= {f"lora_grad.{k}": p.grad.clone() for k, p in params.items()}
-        losses.append(loss.item())
-        norms.append(torch.nn.utils.clip_grad_norm_(params.values(), TRAIN["clip"]).item())
-        opt.step()
+    def first(logits, loss):
+        out.update({"lora_logits": logits, "lora_loss": loss.reshape(1)})
+        out.update({f"lora_grad.{k}": p.grad.clone() for k, p in params.items()})
+    losses, norms = ten_steps(peft, list(params.values()), spec, batch, first)
     out |= {f"lora_final.{k}": v for k, v in adapter().items()}
-    out |= {"train.loss": torch.tensor(losses, dtype=torch.float64), "train.grad_norm": torch.tensor(norms, dtype=torch.float64)}
+    out |= {"train.loss": losses, "train.grad_norm": norms}
     out |= {f"train.{k}": torch.tensor([v], dtype=torch.float64) for k, v in (TRAIN | {"weight_decay": spec["weight_decay"]}).items()}
 
-    small = lambda key: key.endswith("loss") or key.startswith("train.")
+    small = lambda key: key.endswith("loss") or key.startswith(("train.", "full."))
     stored = {k: v.detach() if small(k) or v.dtype == torch.int64 else v.detach().float() for k, v in out.items()}
     path = os.path.join(made["folder"], "golden.safetensors")
     save_file({k: v.contiguous() for k, v in sorted(stored.items())}, path)
     os.chmod(path, 0o644)
     print(f"{name}: loss {out['loss'].item():.6f}, ten steps with LoRA {losses[0]:.6f} -> {losses[-1]:.6f}, "
-          f"norms {norms[0]:.3f} .. {norms[-1]:.3f}")
+          f"norms {norms[0]:.3f} .. {norms[-1]:.3f}; with every weight -> {out['full.loss'][-1]:.6f}")
 
 
 def main():

@@ -17,6 +17,8 @@ use crate::sh;
 const TRAINING: [&str; 10] = [
     "--rank", "16", "--alpha", "32", "--lr", "1e-3", "--batch", "16", "--seed", "0",
 ];
+/// The same where every weight is trained: no adapter, a lower rate.
+const FULL_TRAINING: [&str; 6] = ["--lr", "1e-4", "--batch", "16", "--seed", "0"];
 /// The PEFT script's schedule and optimizer, which the flags above do not tell. It drops no row, so neither do we.
 const RECIPE: &str = "[optim]\nbetas = [0.9, 0.999]\neps = 1e-8\nweight_decay = 0.0\nclip_norm = 1.0\nspike_z = 0.0\nwarmup_steps = 30\nschedule = \"cosine\"\n";
 /// Accuracy of the PEFT script on Banking77's full test, one epoch, generated freely, as recorded.
@@ -41,8 +43,12 @@ impl Training {
         }
     }
 
-    /// Trains, with more flags.
+    /// Trains an adapter, with more flags.
     pub(super) fn run(&self, desk: &Desk, more: &[&str]) -> Result<Value> {
+        self.run_with(desk, &TRAINING, more)
+    }
+
+    fn run_with(&self, desk: &Desk, flags: &[&str], more: &[&str]) -> Result<Value> {
         let recipe = self.out.with_extension("recipe.toml");
         fs::write(&recipe, RECIPE)?;
         let train = desk.home.banking77("train.jsonl")?;
@@ -59,7 +65,7 @@ impl Training {
             "--system",
             &self.system,
         ];
-        desk.bantam_json(&[&words[..], &TRAINING, more].concat())
+        desk.bantam_json(&[&words[..], flags, more].concat())
     }
 }
 
@@ -126,6 +132,7 @@ pub(super) fn loss(desk: &Desk, steps: usize, peft_type: PeftType) -> Result<Rep
         &mut report,
         "training",
         ("tok_per_s", 2.5, 3.5),
+        Some((1.0 / 6.0, 1.0 / 10.0)),
         &ours,
         &theirs,
     )?;
@@ -134,41 +141,122 @@ pub(super) fn loss(desk: &Desk, steps: usize, peft_type: PeftType) -> Result<Rep
     Ok(report)
 }
 
-/// Speed and memory alone, over a few steps: with the short system prompt, and with all labels listed in it.
+/// One comparison of speed and memory.
+struct Case {
+    what: &'static str,
+    /// Whether all labels are listed in the system prompt.
+    lists_labels: bool,
+    /// The opponent's steps, and flags of its own.
+    theirs: (usize, &'static [&'static str]),
+    /// Our flags.
+    ours: &'static [&'static str],
+    /// Speed: the field, the target, the stretch.
+    speed: (&'static str, f64, f64),
+    /// Most memory as a share of the opponent's, and the stretch.
+    memory: Option<(f64, f64)>,
+}
+
+/// Speed and memory alone, over a few steps: each row whole, shared beginnings, all labels listed, every weight.
 pub(super) fn train(desk: &Desk, steps: usize) -> Result<Report> {
+    let adapter = Some((1.0 / 6.0, 1.0 / 10.0));
+    let cases = [
+        Case {
+            what: "each row whole",
+            lists_labels: false,
+            theirs: (steps, &[]),
+            ours: &["--no-share-prefixes"],
+            speed: ("tok_per_s", 2.5, 3.5),
+            memory: adapter,
+        },
+        Case {
+            what: "shared beginnings",
+            lists_labels: false,
+            theirs: (steps, &[]),
+            ours: &[],
+            speed: ("rows_per_s", 4.0, 6.0),
+            memory: adapter,
+        },
+        Case {
+            what: "77 labels in the system prompt",
+            lists_labels: true,
+            // Whole batches do not fit; a step takes it a minute.
+            theirs: (2, &["--micro", "2"]),
+            ours: &[],
+            speed: ("rows_per_s", 25.0, 40.0),
+            memory: None,
+        },
+        Case {
+            what: "every weight",
+            lists_labels: false,
+            theirs: (steps, &[]),
+            ours: &["--method", "full", "--no-share-prefixes"],
+            speed: ("tok_per_s", 2.0, 3.0),
+            memory: None,
+        },
+    ];
     let work = desk.work("train")?;
     let base = desk.home.hf_folder()?;
     let labels = labels_of(&desk.home.banking77("train.jsonl")?)?.join(", ");
     let long = format!("{SYSTEM} The labels are: {labels}.");
     let mut report = Report::new("train: speed of training beside PEFT");
     let steps_text = steps.to_string();
-    for (what, system, micro, targets) in [
-        ("short system prompt", SYSTEM, "0", ("rows_per_s", 4.0, 6.0)),
-        (
-            "77 labels in the system prompt",
-            long.as_str(),
-            "2",
-            ("rows_per_s", 25.0, 40.0),
-        ),
-    ] {
-        // PEFT takes half a minute for three steps of the long prompt.
-        let peft_steps = if micro == "0" {
-            steps_text.as_str()
-        } else {
-            "3"
+    // The same opponent once.
+    let mut met: Vec<((bool, bool), Value)> = Vec::new();
+    for (i, case) in cases.iter().enumerate() {
+        let system = if case.lists_labels { &long } else { SYSTEM };
+        let is_full = case.ours.contains(&"full");
+        let opponent = (case.lists_labels, is_full);
+        let theirs = match met.iter().find(|(which, _)| *which == opponent) {
+            Some((_, found)) => found.clone(),
+            None => {
+                let (peft_steps, more) = (case.theirs.0.to_string(), case.theirs.1);
+                let more = [&["--max-steps", &peft_steps], more].concat();
+                let found = if is_full {
+                    full(desk, system, &more)?
+                } else {
+                    let mut command = desk.home.python();
+                    command.arg(desk.home.script("peft_sft.py")?);
+                    peft(desk, command, system, &more)?
+                };
+                met.push((opponent, found.clone()));
+                found
+            }
         };
-        let mut command = desk.home.python();
-        command.arg(desk.home.script("peft_sft.py")?);
-        let more = ["--max-steps", peft_steps, "--micro", micro];
-        let theirs = peft(desk, command, system, &more)?;
-        let mut training = Training::new(&base, &work.join(format!("run-{micro}")));
+        let mut training = Training::new(&base, &work.join(format!("run-{i}")));
         training.system = system.to_owned();
-        let ours = training.run(desk, &["--max-steps", &steps_text])?;
-        cost(&mut report, what, targets, &ours, &theirs)?;
-        report.detail(&format!("peft, {what}"), theirs);
-        report.detail(&format!("bantam, {what}"), ours);
+        let more = [&["--max-steps", &steps_text], case.ours].concat();
+        let ours = if is_full {
+            training.run_with(desk, &FULL_TRAINING, &more)?
+        } else {
+            training.run(desk, &more)?
+        };
+        cost(
+            &mut report,
+            case.what,
+            case.speed,
+            case.memory,
+            &ours,
+            &theirs,
+        )?;
+        report.detail(&format!("peft, {}", case.what), theirs);
+        report.detail(&format!("bantam, {}", case.what), ours);
     }
     Ok(report)
+}
+
+/// Runs the loop that trains every weight with transformers alone, on the same rows.
+fn full(desk: &Desk, system: &str, more: &[&str]) -> Result<Value> {
+    let mut command = desk.own_script("full_sft.py");
+    command
+        .arg("--base")
+        .arg(desk.home.hf_folder()?)
+        .arg("--train")
+        .arg(desk.home.banking77("train.jsonl")?)
+        .args(["--system", system])
+        .args(&FULL_TRAINING[..4])
+        .args(["--threads", &desk.threads.to_string()])
+        .args(more);
+    sh::last_json(&sh::capture(&mut command)?)
 }
 
 /// Runs the PEFT script in `command`, on the same rows with the same recipe.
@@ -190,6 +278,7 @@ fn cost(
     report: &mut Report,
     what: &str,
     (field, target, stretch): (&str, f64, f64),
+    memory: Option<(f64, f64)>,
     ours: &Value,
     theirs: &Value,
 ) -> Result<()> {
@@ -199,12 +288,15 @@ fn cost(
     );
     let sides = |field: &str| Ok::<_, anyhow::Error>((num(ours, field)?, num(theirs, field)?));
     report.ratio(&title, sides(field)?, target, stretch);
-    report.share(
-        format!("{what}, peak memory in MB"),
-        sides("peak_rss_mb")?,
-        1.0 / 6.0,
-        1.0 / 10.0,
-    );
+    let title = format!("{what}, peak memory in MB");
+    let sides = sides("peak_rss_mb")?;
+    match memory {
+        Some((most, stretch)) => report.share(title, sides, most, stretch),
+        None => {
+            report.tell(format!("{title}, PEFT"), sides.1);
+            report.tell(format!("{title}, Bantam"), sides.0);
+        }
+    }
     Ok(())
 }
 

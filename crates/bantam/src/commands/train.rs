@@ -10,7 +10,8 @@ use bantam_lab::events::{DroppedRow, RunEvent};
 use bantam_lab::export::AdapterIdentity;
 use bantam_lab::recipe::{MachineSettings, Recipe};
 use bantam_lab::train::{
-    self, BatchOrder, Estimate, LoraTrainer, Outcome, PlanInput, TrainPlan, TrainResult,
+    self, BatchOrder, Estimate, FullTrainer, LoraTrainer, Outcome, PlanInput, TrainPlan,
+    TrainResult, Trainable,
 };
 
 use bantam_model::Model;
@@ -101,10 +102,10 @@ fn dry_run(printer: &Printer, base: &Base, settings: &TrainSettings) -> anyhow::
     for choice in &plan.chosen {
         printer.note(format!("chosen: {choice}"));
     }
-    let model = load_weights(printer, base)?;
-    let mut trainer = trainer(&model, base, settings, &plan)?;
+    let mut model = load_weights(printer, base)?;
+    let mut trainer = trainer(&mut model, base, settings, &plan)?;
     let began = Instant::now();
-    let estimate = train::estimate(&plan, &mut trainer, &|| began.elapsed())?;
+    let estimate = train::estimate(&plan, trainer.as_mut(), &|| began.elapsed())?;
     if settings.json {
         return printer.json(&estimate);
     }
@@ -146,12 +147,13 @@ fn load_weights(printer: &Printer, base: &Base) -> anyhow::Result<Model<f32>> {
     base.weights(true)
 }
 
+/// What the recipe trains, on `model`.
 fn trainer<'a>(
-    model: &'a Model<f32>,
-    base: &Base,
+    model: &'a mut Model<f32>,
+    base: &'a Base,
     settings: &TrainSettings,
     plan: &TrainPlan,
-) -> anyhow::Result<LoraTrainer<'a>> {
+) -> anyhow::Result<Box<dyn Trainable + 'a>> {
     let identity = AdapterIdentity {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         base: base.reference.clone(),
@@ -159,9 +161,14 @@ fn trainer<'a>(
         system: settings.recipe.data.system.clone().unwrap_or_default(),
         chat_template: Some(base.chat.template().source().to_owned()),
     };
-    let compute = Compute::new(settings.threads);
-    let lora = &plan.settings.lora;
-    Ok(LoraTrainer::new(model, lora, compute, identity))
+    let (compute, recompute) = (Compute::new(settings.threads), plan.recompute);
+    Ok(match &plan.settings.lora {
+        Some(lora) => Box::new(LoraTrainer::new(model, lora, compute, identity, recompute)),
+        None => {
+            let files = &base.files;
+            Box::new(FullTrainer::new(files, model, compute, identity, recompute))
+        }
+    })
 }
 
 fn carry_out(
@@ -174,17 +181,17 @@ fn carry_out(
     for choice in &plan.chosen {
         printer.note(format!("chosen: {choice}"));
     }
-    let model = load_weights(printer, base)?;
-    let mut trainer = trainer(&model, base, settings, plan)?;
+    let mut model = load_weights(printer, base)?;
+    let mut trainer = trainer(&mut model, base, settings, plan)?;
     let mut teller = Teller { printer, bar: None };
     let began = Instant::now();
     if !plan.out.join("settings.json").exists() {
-        let estimate = train::estimate(plan, &mut trainer, &|| began.elapsed())?;
+        let estimate = train::estimate(plan, trainer.as_mut(), &|| began.elapsed())?;
         printer.note(words(&estimate));
     }
     let outcome = train::train(
         plan,
-        &mut trainer,
+        trainer.as_mut(),
         &|| began.elapsed(),
         &mut |event| teller.tell(event),
         cancel,
@@ -384,7 +391,11 @@ fn show(printer: &Printer, result: &TrainResult, out: &Path) -> anyhow::Result<(
         table.row(["validation loss", &format!("{loss:.4}")]);
     }
     table.row(["peak memory", &format!("{} MiB", result.peak_rss_mb)]);
-    table.row(["adapter", &result.adapter.display().to_string()]);
+    let what = result.adapter.file_name().unwrap_or_default();
+    table.row([
+        &what.to_string_lossy(),
+        &result.adapter.display().to_string() as &str,
+    ]);
     table.row(["sha256", &result.sha256]);
     printer.line(table.render(style))?;
     let run = out.display();

@@ -159,13 +159,13 @@ fn judge(
             name: "base, few-shot",
             kind: SystemKind::BaseFewShot,
             how: format!(
-                "the same with {} worked examples from the training rows, held to the JSON schema by a grammar; at \
-                 most {MAX_TOKENS} tokens",
+                "the same with {} worked examples from the training rows, held to the JSON schema by a grammar, its \
+                 weights in bf16; at most {MAX_TOKENS} tokens",
                 shots.len()
             ),
             prompt: &|address| rows::base_prompt(&shots, address),
             constraint: Some(constraint.into()),
-            depends_on: format!("{} {schema}", base.sha256()?),
+            depends_on: format!("{} bf16 {schema}", base.sha256()?),
             model_bytes: base_bytes,
             train_s: None,
         },
@@ -185,9 +185,15 @@ fn judge(
     ];
 
     let run = training.run.display().to_string();
-    for (entry, model) in entries.iter().zip([BASE, BASE, &run]) {
+    // Examples in the prompt are worth less to activations in 8 bits: an opponent is judged at its best.
+    let models = [
+        (BASE, Weights::default()),
+        (BASE, Weights::Bf16),
+        (run.as_str(), Weights::default()),
+    ];
+    for (entry, (model, weights)) in entries.iter().zip(models) {
         let engine = || -> anyhow::Result<Engine<Llama>> {
-            let llama = Loaded::open(context, model, cancel)?.load(compute, Weights::default())?;
+            let llama = Loaded::open(context, model, cancel)?.load(compute, weights)?;
             let config = EngineConfig {
                 slots: SLOTS,
                 ..EngineConfig::default()

@@ -30,7 +30,7 @@ pub(crate) use shelf::Shelf;
 /// What a model argument stands for.
 #[derive(Debug)]
 pub(crate) enum Place<'a> {
-    /// A run directory of `bantam train`: an adapter and the name of its base.
+    /// A run directory of `bantam train`: an adapter and the name of its base, or a model.
     Run(PathBuf),
     /// A GGUF file or Hugging Face folder.
     Path(PathBuf),
@@ -82,6 +82,12 @@ fn adapter_in(folder: &Path) -> Option<PathBuf> {
         .find(|place| place.join("adapter_config.json").is_file())
 }
 
+/// The model's folder in the directory of a run that trained every weight.
+fn model_in(folder: &Path) -> Option<PathBuf> {
+    let place = folder.join("model");
+    place.join("config.json").is_file().then_some(place)
+}
+
 /// A base model's files, opened and checked, with what it takes to talk to it.
 pub(crate) struct Base {
     /// As the user named it.
@@ -110,12 +116,20 @@ struct FoundAdapter {
     identity: AdapterIdentity,
 }
 
-/// A model that can answer: a base, and an adapter if it is a run.
+/// A model that can answer: a base, and an adapter if it is a run that trained one.
 pub(crate) struct Loaded {
-    /// The base.
+    /// The base, or the model that a run made of it.
     pub(crate) base: Base,
     /// The adapter of the run it is, if it is one.
     adapter: Option<Adapter>,
+    /// What the run says of itself, if it is one.
+    identity: Option<AdapterIdentity>,
+}
+
+/// What belongs to the files of a run.
+enum Trained {
+    Adapter(FoundAdapter),
+    Model(Option<AdapterIdentity>),
 }
 
 impl Found {
@@ -129,7 +143,7 @@ impl Found {
                     "give the name or path of the model that the run was trained on",
                 ));
             }
-            Place::Path(path) => (std::path::absolute(&path)?.display().to_string(), path),
+            Place::Path(path) => return Self::at(text, &path),
             Place::Catalogue(entry) => {
                 let pulled = context.fetcher(cancel).model(entry, false)?;
                 if let [file] = pulled.files.files.as_slice() {
@@ -139,7 +153,22 @@ impl Found {
                 (entry.name.clone(), pulled.path)
             }
         };
-        let files = bantam_formats::open_model(&path)?;
+        Self::new(text, reference, &path, sha256)
+    }
+
+    /// Opens the file or folder at `path`.
+    fn at(name: &str, path: &Path) -> anyhow::Result<Self> {
+        let reference = std::path::absolute(path)?.display().to_string();
+        Self::new(name, reference, path, OnceLock::new())
+    }
+
+    fn new(
+        text: &str,
+        reference: String,
+        path: &Path,
+        sha256: OnceLock<String>,
+    ) -> anyhow::Result<Self> {
+        let files = bantam_formats::open_model(path)?;
         if EncoderConfig::is_encoder(&files) {
             return Err(advise(
                 anyhow!("`{text}` is a sentence encoder: it makes vectors, not answers"),
@@ -262,9 +291,9 @@ fn load(
 impl Loaded {
     /// Opens a base model or a run.
     pub(crate) fn open(context: &Context, text: &str, cancel: &AtomicBool) -> anyhow::Result<Self> {
-        let (found, adapter) = Self::find(context, text, cancel)?;
+        let (found, trained) = Self::find(context, text, cancel)?;
         let chat = chat::chat_of(&found.files)?;
-        Self::join(text, found.with(chat), adapter)
+        Self::join(text, found.with(chat), trained)
     }
 
     /// As [`Loaded::open`] and [`Loaded::load`], the tokenizer and the weights at the same time.
@@ -275,9 +304,9 @@ impl Loaded {
         compute: &Compute,
         weights: Weights,
     ) -> anyhow::Result<(Self, Llama)> {
-        let (found, adapter) = Self::find(context, text, cancel)?;
+        let (found, trained) = Self::find(context, text, cancel)?;
         let (chat, model) = chat_and_weights(&found.files, compute, weights)?;
-        let loaded = Self::join(text, found.with(chat), adapter)?;
+        let loaded = Self::join(text, found.with(chat), trained)?;
         let llama = loaded.ready(model, compute);
         Ok((loaded, llama))
     }
@@ -286,29 +315,40 @@ impl Loaded {
         context: &Context,
         text: &str,
         cancel: &AtomicBool,
-    ) -> anyhow::Result<(Found, Option<FoundAdapter>)> {
+    ) -> anyhow::Result<(Found, Trained)> {
         let Place::Run(folder) = place(&context.catalogue, text)? else {
-            return Ok((Found::open(context, text, cancel)?, None));
+            let found = Found::open(context, text, cancel)?;
+            return Ok((found, Trained::Model(None)));
         };
+        if let Some(model) = model_in(&folder) {
+            let identity = export::read_identity(&model)?;
+            let name = identity.as_ref().map_or(text, |identity| &identity.base);
+            return Ok((Found::at(name, &model)?, Trained::Model(identity)));
+        }
         let place = adapter_in(&folder).ok_or_else(|| not_finished(&folder))?;
         let identity = identity(&place)?;
         let found = Found::open(context, &identity.base, cancel)
             .with_context(|| format!("could not open the base of `{}`", folder.display()))?;
-        Ok((found, Some(FoundAdapter { place, identity })))
+        Ok((found, Trained::Adapter(FoundAdapter { place, identity })))
     }
 
-    /// A base with the adapter that belongs to it.
-    fn join(text: &str, base: Base, adapter: Option<FoundAdapter>) -> anyhow::Result<Self> {
-        let Some(FoundAdapter { place, identity }) = adapter else {
-            return Ok(Self {
-                base,
-                adapter: None,
-            });
+    /// A base with what belongs to it.
+    fn join(text: &str, base: Base, trained: Trained) -> anyhow::Result<Self> {
+        let FoundAdapter { place, identity } = match trained {
+            Trained::Adapter(found) => found,
+            Trained::Model(identity) => {
+                return Ok(Self {
+                    base,
+                    adapter: None,
+                    identity,
+                });
+            }
         };
         base.check(&identity, text)?;
         let adapter = read_adapter(&place, &ModelConfig::from_files(&base.files)?)?;
         Ok(Self {
             base,
+            identity: adapter.identity.clone(),
             adapter: Some(adapter),
         })
     }
@@ -338,9 +378,9 @@ impl Loaded {
         Some(lora)
     }
 
-    /// Writes base and adapter as one model.
+    /// Writes base and adapter, or the model that was trained whole, as one model.
     pub(crate) fn merge(&self, format: MergeFormat, out: &Path) -> anyhow::Result<()> {
-        let Some(adapter) = &self.adapter else {
+        if self.adapter.is_none() && self.identity.is_none() {
             return Err(advise(
                 anyhow!(
                     "`{}` is a base model: there is nothing to merge into it",
@@ -348,16 +388,14 @@ impl Loaded {
                 ),
                 "give the folder of a `bantam train` run",
             ));
-        };
+        }
+        let adapter = self.adapter.as_ref();
         Ok(export::merge(&self.base.files, adapter, format, out)?)
     }
 
     /// The system message to use when the user gives none: the training's.
     pub(crate) fn system(&self) -> Option<&str> {
-        let identity = self
-            .adapter
-            .as_ref()
-            .and_then(|adapter| adapter.identity.as_ref());
+        let identity = self.identity.as_ref();
         identity
             .map(|identity| identity.system.as_str())
             .filter(|text| !text.is_empty())
@@ -381,7 +419,7 @@ fn chat_and_weights(
 fn not_finished(run: &Path) -> anyhow::Error {
     advise(
         anyhow!(
-            "the run `{}` is not finished: it has no adapter yet",
+            "the run `{}` is not finished: it has no adapter or model yet",
             run.display()
         ),
         "run the same `bantam train` command again: it goes on where it stopped",

@@ -17,7 +17,7 @@ use bantam_model::{Lora, Model, Weights};
 use bantam_serve::{LoadedAdapter, Models, ServedAdapter, ServedEmbedder, ServedModel};
 use bantam_text::ConstraintEngine;
 
-use super::{Base, Place, adapter_in, embedder, identity, not_finished, place};
+use super::{Base, Place, adapter_in, embedder, identity, model_in, not_finished, place};
 use crate::commands::Context;
 use crate::settings::{ServedSettings, short_name};
 
@@ -67,6 +67,16 @@ impl HeldBase {
     }
 }
 
+/// What a whole model is served as.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    Base,
+    /// For its adapters alone.
+    Hidden,
+    /// All its weights were trained here.
+    Trained,
+}
+
 impl Shelf {
     /// Nothing yet. Adapters take at most so many bytes of memory.
     pub(crate) fn new(
@@ -107,12 +117,16 @@ impl Shelf {
             return Ok(self.models.add_embedder(served)?);
         }
         let held = self.hold(text)?;
-        self.start(&held, settings, false)
+        self.start(&held, settings, Standing::Base)
     }
 
-    /// Serves the adapter of a finished run over its base, which is loaded if it is not held yet; in the place of the
+    /// Serves the model of a finished run that trained every weight, or the adapter of another over its base, which is loaded if it is not held yet; in the place of the
     /// adapter that has its name, if there is one. Requests that run notice nothing.
     pub(crate) fn add_run(&self, folder: &Path, settings: &ServedSettings) -> anyhow::Result<()> {
+        if let Some(model) = model_in(folder) {
+            let held = self.hold(&model.display().to_string())?;
+            return self.start(&held, settings, Standing::Trained);
+        }
         let adapter = adapter_in(folder).ok_or_else(|| not_finished(folder))?;
         let identity = identity(&adapter)?;
         let held = self
@@ -192,15 +206,17 @@ impl Shelf {
         let Ok(Place::Run(folder)) = place(&self.context.catalogue, model) else {
             return None;
         };
-        let system = identity(&adapter_in(&folder)?).ok()?.system;
+        let trained = adapter_in(&folder).or_else(|| model_in(&folder))?;
+        let system = identity(&trained).ok()?.system;
         Some(system).filter(|text| !text.is_empty())
     }
 
+    /// Whether it is served as an adapter.
     fn is_run(&self, settings: &ServedSettings) -> bool {
-        matches!(
-            place(&self.context.catalogue, &settings.model),
-            Ok(Place::Run(_))
-        )
+        match place(&self.context.catalogue, &settings.model) {
+            Ok(Place::Run(folder)) => model_in(&folder).is_none(),
+            _ => false,
+        }
     }
 
     /// When a run's adapter was written; 0 for anything else.
@@ -252,16 +268,16 @@ impl Shelf {
             id: format!("{} (base)", held.base.reference),
             aliases: Vec::new(),
         };
-        self.start(held, &hidden, true)?;
+        self.start(held, &hidden, Standing::Hidden)?;
         Ok(hidden.id)
     }
 
-    /// Serves a base.
+    /// Serves a whole model.
     fn start(
         &self,
         held: &HeldBase,
         settings: &ServedSettings,
-        hidden: bool,
+        standing: Standing,
     ) -> anyhow::Result<()> {
         let chat = held.base.chat.clone();
         let constraints = ConstraintEngine::new(chat.tokenizer(), chat.end_tokens())?;
@@ -281,7 +297,12 @@ impl Shelf {
         served.embedder = Some(Arc::new(embedder));
         served.aliases.clone_from(&settings.aliases);
         served.created = made(Path::new(&settings.model));
-        served.hidden = hidden;
+        served.hidden = standing == Standing::Hidden;
+        if standing == Standing::Trained {
+            served.tuned = true;
+            // It was judged on its likeliest answers, so that is what a plain call gets.
+            served.default_temperature = 0.0;
+        }
         self.models.add(served)?;
         let mut engine = held.engine.lock().unwrap_or_else(PoisonError::into_inner);
         *engine = Some(settings.id.clone());

@@ -56,6 +56,7 @@ impl TrainSettings {
             None => Recipe::default(),
         };
         let recipe = from_file.overlaid(Recipe {
+            method: args.method.map(Into::into),
             base: args.base,
             seed: args.seed,
             memory_mb: args.memory_mb,
@@ -104,7 +105,7 @@ impl TrainSettings {
             (None, None, _) => {
                 return Err(advise(
                     anyhow!("no run directory was given"),
-                    "name a folder with `--out`: the adapter and the checkpoints go there",
+                    "name a folder with `--out`: the result and the checkpoints go there",
                 ));
             }
         };
@@ -425,7 +426,7 @@ mod tests {
         error: no training rows were given
         hint: name a file of JSON lines with `--train`, each with `prompt` and `completion`, for example
         error: no run directory was given
-        hint: name a folder with `--out`: the adapter and the checkpoints go there
+        hint: name a folder with `--out`: the result and the checkpoints go there
         error: `example.org` is not an IP address to listen on
         hint: 127.0.0.1 is this machine alone, 0.0.0.0 every network it is in
         "#);

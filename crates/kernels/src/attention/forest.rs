@@ -17,32 +17,32 @@ use std::iter;
 use std::ops::Range;
 
 /// Rows of a block: queries that are worked on together, keys that are laid out together.
-const ROWS: usize = 32;
+pub(super) const ROWS: usize = 48;
 
 /// Segments of rows in topological order, laid end to end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Forest {
-    segments: Vec<Node>,
-    blocks: Vec<Block>,
+    pub(super) segments: Vec<Node>,
+    pub(super) blocks: Vec<Block>,
     n_rows: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Node {
-    rows: Range<usize>,
-    blocks: Range<usize>,
+pub(super) struct Node {
+    pub(super) rows: Range<usize>,
+    pub(super) blocks: Range<usize>,
     /// Position of the first row: the length of the path above.
     first_pos: usize,
     /// Segments above, the root first.
-    above: Vec<usize>,
+    pub(super) above: Vec<usize>,
     /// Segments below, in order.
     below: Vec<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Block {
-    segment: usize,
-    rows: Range<usize>,
+pub(super) struct Block {
+    pub(super) segment: usize,
+    pub(super) rows: Range<usize>,
 }
 
 impl Forest {
@@ -126,7 +126,7 @@ impl Forest {
     }
 
     /// The blocks of queries that see a key block.
-    fn queries_of(&self, block: usize) -> impl Iterator<Item = usize> {
+    pub(super) fn queries_of(&self, block: usize) -> impl Iterator<Item = usize> {
         let node = &self.segments[self.blocks[block].segment];
         let below = node.below.iter().map(|&s| self.segments[s].blocks.clone());
         iter::once(block..node.blocks.end).chain(below).flatten()
@@ -143,7 +143,7 @@ impl Forest {
 /// Buffers of [`forward`] and [`backward`], kept between calls.
 #[derive(Clone, Debug, Default)]
 pub struct Buffers<R> {
-    /// Per key-value head and block: keys `[Dh, 32]`, padded with zeros.
+    /// Per key-value head and block: keys `[Dh, ROWS]`, padded with zeros.
     keys: Vec<R>,
     /// The same of the values.
     values: Vec<R>,
@@ -406,7 +406,7 @@ fn set_or_continue<R>(col: usize) -> Write<R> {
     }
 }
 
-/// Lays the keys (values with `shift`) of every block out as `[Dh, 32]`.
+/// Lays the keys (values with `shift`) of every block out as `[Dh, ROWS]`.
 fn lay_out<R: Real>(
     compute: &Compute,
     out: &mut Vec<R>,

@@ -21,7 +21,7 @@ const THIN_ROWS: usize = 32;
 #[derive(Clone, Copy, Debug)]
 pub struct Pairs<'a> {
     words: &'a [u32],
-    pub(super) stride: usize,
+    pub(crate) stride: usize,
 }
 
 impl<'a> Pairs<'a> {
@@ -36,12 +36,12 @@ impl<'a> Pairs<'a> {
         Self { words, ..self }
     }
 
-    pub(super) fn rows_from(self, row: usize) -> &'a [u32] {
+    pub(crate) fn rows_from(self, row: usize) -> &'a [u32] {
         &self.words[(row * self.stride).min(self.words.len())..]
     }
 
     /// Panics unless there are `m` rows of `n` words.
-    pub(super) fn check(self, m: usize, n: usize) {
+    pub(crate) fn check(self, m: usize, n: usize) {
         assert!(
             m == 0 || n == 0 || (m - 1) * self.stride + n <= self.words.len(),
             "X is [m, k] in pairs"

@@ -3,6 +3,7 @@
 //! Weights that no adapter touches keep their bytes where the target format can hold them. Tensors are worked off one
 //! at a time, so the memory needed is that of the largest.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -12,8 +13,8 @@ use bantam_formats::{
 };
 use bantam_kernels::quant::quantize;
 use bantam_model::{
-    FileSource, LoraLayout, LoraPart, ModelConfig, RopeScaling, TensorSource, block_format,
-    read_tensor,
+    FileSource, FullLayout, LoraLayout, LoraPart, ModelConfig, RopeScaling, TensorSource,
+    block_format, read_tensor,
 };
 use serde_json::{Value, json};
 
@@ -21,6 +22,9 @@ use super::folder_to_gguf;
 use super::tokenizer::{hf_tokenizer, hf_tokenizer_config};
 use super::{Adapter, AdapterIdentity};
 use crate::train::TrainError;
+
+/// File of a folder that holds the weights.
+const FOLDER_WEIGHTS: &str = "model.safetensors";
 
 /// What a merged model is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +35,33 @@ pub enum MergeFormat {
     Gguf(DType),
 }
 
-/// Adds an adapter to its base and writes the result to `out`.
+/// Adds an adapter, if there is one, to its base and writes the result to `out`.
 ///
 /// Math:     W' = W + (alpha / r) B A, the product summed over r first, in f32
 /// Errors:   a type the target cannot hold; a base that says too little of its tokenizer; any trouble with files
 pub fn merge(
     base: &ModelFiles,
-    adapter: &Adapter,
+    adapter: Option<&Adapter>,
     format: MergeFormat,
     out: &Path,
 ) -> Result<(), TrainError> {
     let config = ModelConfig::from_files(base).map_err(bantam_model::LoadError::from)?;
-    let merger = Merger::new(base, &config, adapter);
+    let weights = match adapter {
+        None => Weights::Plain,
+        Some(adapter) => {
+            let layout = LoraLayout::new(&adapter.config, &config);
+            let fits = layout.n_params() == adapter.params.len();
+            assert!(fits, "the adapter was read for this base");
+            Weights::Adapted(adapter, layout)
+        }
+    };
+    let identity = adapter.and_then(|adapter| adapter.identity.as_ref());
+    let merger = Merger {
+        base,
+        config: &config,
+        weights,
+        identity,
+    };
     match (format, base) {
         (MergeFormat::Folder(dtype @ (DType::F32 | DType::F16 | DType::BF16)), _) => {
             merger.to_folder(dtype, out)
@@ -64,29 +83,48 @@ pub fn merge(
     }
 }
 
+/// Writes weights that were trained, all of them, into the folder `out` as they were computed with (matrices in bf16,
+/// vectors in f32), with `base`'s tokenizer and settings. Gives the name of the file that holds them.
+///
+/// Panics if `weights` is not of the layout's length.
+pub fn write_model(
+    base: &ModelFiles,
+    layout: &FullLayout,
+    weights: &[f32],
+    identity: &AdapterIdentity,
+    out: &Path,
+) -> Result<&'static str, TrainError> {
+    assert_eq!(weights.len(), layout.n_params(), "one number per weight");
+    let config = ModelConfig::from_files(base).map_err(bantam_model::LoadError::from)?;
+    let merger = Merger {
+        base,
+        config: &config,
+        weights: Weights::Trained(layout, weights),
+        identity: Some(identity),
+    };
+    merger.to_folder(DType::BF16, out)?;
+    super::peft::write_identity(identity, out)?;
+    Ok(FOLDER_WEIGHTS)
+}
+
+/// What the written weights are.
+enum Weights<'a> {
+    /// The base's.
+    Plain,
+    /// The base's with an adapter added.
+    Adapted(&'a Adapter, LoraLayout),
+    /// None of the base's.
+    Trained(&'a FullLayout, &'a [f32]),
+}
+
 struct Merger<'a> {
     base: &'a ModelFiles,
     config: &'a ModelConfig,
-    adapter: &'a Adapter,
-    layout: LoraLayout,
+    weights: Weights<'a>,
+    identity: Option<&'a AdapterIdentity>,
 }
 
-impl<'a> Merger<'a> {
-    fn new(base: &'a ModelFiles, config: &'a ModelConfig, adapter: &'a Adapter) -> Self {
-        let layout = LoraLayout::new(&adapter.config, config);
-        assert_eq!(
-            layout.n_params(),
-            adapter.params.len(),
-            "the adapter was read for this base"
-        );
-        Self {
-            base,
-            config,
-            adapter,
-            layout,
-        }
-    }
-
+impl Merger<'_> {
     /// Every weight's Hugging Face name and shape, in the order they are written.
     fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let config = self.config;
@@ -115,51 +153,65 @@ impl<'a> Merger<'a> {
         all
     }
 
-    /// Whether a weight has an adapter.
-    fn is_adapted(&self, name: &str) -> bool {
-        self.layout
-            .tensors()
-            .iter()
-            .any(|t| weight_name(t.layer, t.proj) == name)
+    /// Whether a weight is another than the base's.
+    fn is_changed(&self, name: &str) -> bool {
+        match &self.weights {
+            Weights::Plain => false,
+            Weights::Trained(..) => true,
+            Weights::Adapted(_, layout) => {
+                let mut tensors = layout.tensors().iter();
+                tensors.any(|t| weight_name(t.layer, t.proj) == name)
+            }
+        }
     }
 
-    /// A weight in Hugging Face order, its adapter added.
-    fn weight(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, TrainError> {
-        let mut source = FileSource::new(self.base, self.config);
+    /// A weight in Hugging Face order, as it is to be written.
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Cow<'_, [f32]>, TrainError> {
         let missing = || bantam_model::LoadError::MissingTensor(name.to_string());
+        if let Weights::Trained(layout, weights) = &self.weights {
+            let mut tensors = layout.tensors().iter();
+            let tensor = tensors
+                .find(|tensor| tensor.name == name)
+                .ok_or_else(missing)?;
+            return Ok(Cow::Borrowed(&weights[tensor.range.clone()]));
+        }
+        let mut source = FileSource::new(self.base, self.config);
         let mut w = source.tensor(name, shape)?.ok_or_else(missing)?;
+        let Weights::Adapted(adapter, layout) = &self.weights else {
+            return Ok(Cow::Owned(w));
+        };
         let part = |part: LoraPart| {
-            let mut tensors = self.layout.tensors().iter();
+            let mut tensors = layout.tensors().iter();
             let tensor =
                 tensors.find(|t| t.part == part && weight_name(t.layer, t.proj) == name)?;
-            Some(&self.adapter.params[tensor.range.clone()])
+            Some(&adapter.params[tensor.range.clone()])
         };
         if let (Some(a), Some(b)) = (part(LoraPart::A), part(LoraPart::B)) {
-            let rank = self.adapter.config.rank;
-            add_product(
-                &mut w,
-                a,
-                b,
-                rank,
-                (self.adapter.config.alpha / rank as f64) as f32,
-            );
+            let rank = adapter.config.rank;
+            let scale = (adapter.config.alpha / rank as f64) as f32;
+            add_product(&mut w, a, b, rank, scale);
         }
-        Ok(w)
+        Ok(Cow::Owned(w))
     }
 
     fn to_folder(&self, dtype: DType, out: &Path) -> Result<(), TrainError> {
         std::fs::create_dir_all(out).map_err(|e| TrainError::io(out, e))?;
         let tensors = self.tensors();
+        // Gains and biases were computed with as they are: rounded, it would be another model.
+        let dtype_of = |shape: &[usize]| match (&self.weights, shape) {
+            (Weights::Trained(..), [_]) => DType::F32,
+            _ => dtype,
+        };
         let specs: Vec<_> = tensors
             .iter()
-            .map(|(name, shape)| TensorSpec::new(name, dtype, shape.clone()))
+            .map(|(name, shape)| TensorSpec::new(name, dtype_of(shape), shape.clone()))
             .collect();
         let metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
-        let mut writer =
-            SafetensorsWriter::create(&out.join("model.safetensors"), &specs, &metadata)?;
+        let mut writer = SafetensorsWriter::create(&out.join(FOLDER_WEIGHTS), &specs, &metadata)?;
         for (name, shape) in &tensors {
             let mut bytes = Vec::new();
-            quantize(block_format(dtype), &self.weight(name, shape)?, &mut bytes);
+            let format = block_format(dtype_of(shape));
+            quantize(format, &self.weight(name, shape)?, &mut bytes);
             writer.tensor(name, &bytes)?;
         }
         writer.finish()?;
@@ -172,8 +224,10 @@ impl<'a> Merger<'a> {
 
     /// The adapter's own template wins over the base's: it is what was trained.
     fn carry_template(&self, out: &Path) -> Result<(), TrainError> {
-        let identity: Option<&AdapterIdentity> = self.adapter.identity.as_ref();
-        match identity.and_then(|identity| identity.chat_template.as_ref()) {
+        match self
+            .identity
+            .and_then(|identity| identity.chat_template.as_ref())
+        {
             Some(template) => Ok(atomic::write(
                 &out.join("chat_template.jinja"),
                 template.as_bytes(),
@@ -238,8 +292,9 @@ impl<'a> Merger<'a> {
         dtype: DType,
         out: &Path,
     ) -> Result<(), TrainError> {
-        let identity = self.adapter.identity.as_ref();
-        let template = identity.and_then(|identity| identity.chat_template.as_deref());
+        let template = self
+            .identity
+            .and_then(|identity| identity.chat_template.as_deref());
         let mut metadata =
             folder_to_gguf::metadata(folder, self.config, template).map_err(|reason| {
                 TrainError::Export {
@@ -261,7 +316,7 @@ impl<'a> Merger<'a> {
         let specs: Vec<_> = tensors.iter().map(spec).collect();
         let mut writer = GgufWriter::create(out, &metadata, &specs)?;
         for ((name, shape), spec) in tensors.iter().zip(&specs) {
-            let mut values = self.weight(name, shape)?;
+            let mut values = self.weight(name, shape)?.into_owned();
             if interleaved {
                 folder_to_gguf::interleave(name, &mut values, self.config);
             }
@@ -279,14 +334,14 @@ impl<'a> Merger<'a> {
             .into_iter()
             .map(|(name, shape)| (source.file_name(&name), (name, shape)))
             .collect();
-        let adapted = |info: &TensorInfo| {
+        let changed = |info: &TensorInfo| {
             by_file_name
                 .get(&info.name)
-                .filter(|(name, _)| self.is_adapted(name))
+                .filter(|(name, _)| self.is_changed(name))
         };
         // Quantised weights without an adapter are copied: to encode them anew could only lose.
         let dtype_of = |info: &TensorInfo| match info.shape.as_slice() {
-            [_, n_in] if adapted(info).is_some() || info.dtype.is_plain() => fitting(dtype, *n_in),
+            [_, n_in] if changed(info).is_some() || info.dtype.is_plain() => fitting(dtype, *n_in),
             _ => info.dtype,
         };
         let specs: Vec<_> = gguf
@@ -296,8 +351,10 @@ impl<'a> Merger<'a> {
             .collect();
         let mut metadata = gguf.metadata().clone();
         metadata.insert("general.file_type", file_type(dtype));
-        let identity = self.adapter.identity.as_ref();
-        if let Some(template) = identity.and_then(|identity| identity.chat_template.clone()) {
+        if let Some(template) = self
+            .identity
+            .and_then(|identity| identity.chat_template.clone())
+        {
             metadata.insert("tokenizer.chat_template", GgufValue::Str(template));
         }
         let mut writer = GgufWriter::create(out, &metadata, &specs)?;
@@ -305,9 +362,9 @@ impl<'a> Merger<'a> {
             let tensor = gguf
                 .tensor(&info.name)
                 .expect("a tensor the file has just listed");
-            let values = match adapted(info) {
+            let values = match changed(info) {
                 Some((name, shape)) => {
-                    let mut values = self.weight(name, shape)?;
+                    let mut values = self.weight(name, shape)?.into_owned();
                     source.to_file_rows(name, &mut values);
                     values
                 }

@@ -21,7 +21,7 @@ const SMALL_FILE_BYTES: u64 = 16 << 20;
 /// Highest rank that is read.
 const MAX_RANK: u64 = 1024;
 
-/// Which base an adapter belongs to and how it was prompted; `bantam.json`.
+/// Which base an adapter belongs to (a trained model comes from) and how it was prompted; `bantam.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct AdapterIdentity {
     /// Version of bantam that trained it.
@@ -46,6 +46,14 @@ pub struct Adapter {
     pub params: Vec<f32>,
     /// What `bantam.json` says; `None` if another program wrote the adapter.
     pub identity: Option<AdapterIdentity>,
+}
+
+/// Writes `bantam.json` into a folder.
+pub(super) fn write_identity(identity: &AdapterIdentity, dir: &Path) -> Result<(), TrainError> {
+    Ok(bantam_formats::atomic::write(
+        &dir.join(IDENTITY),
+        &pretty(identity)?,
+    )?)
 }
 
 /// Name of a tensor of an adapter in PEFT's file.
@@ -298,7 +306,8 @@ pub fn read_adapter(dir: &Path, model: &ModelConfig) -> Result<Adapter, TrainErr
     })
 }
 
-fn read_identity(dir: &Path) -> Result<Option<AdapterIdentity>, TrainError> {
+/// What `bantam.json` in an adapter's or a trained model's folder says, if it is there.
+pub fn read_identity(dir: &Path) -> Result<Option<AdapterIdentity>, TrainError> {
     let path = dir.join(IDENTITY);
     if !path.exists() {
         return Ok(None);

@@ -216,7 +216,7 @@ fn a_merged_folder_computes_what_base_and_adapter_do() {
         let (bench, dir) = (bench(name), tempfile::tempdir().unwrap());
         merge(
             &bench.files,
-            &bench.adapter,
+            Some(&bench.adapter),
             MergeFormat::Folder(DType::F32),
             dir.path(),
         )
@@ -352,7 +352,7 @@ fn a_merged_gguf_computes_what_base_and_adapter_do() {
         (DType::Q8_0, 3e-2),
     ] {
         let out = dir.path().join("merged.gguf");
-        merge(&base, &bench.adapter, MergeFormat::Gguf(dtype), &out).unwrap();
+        merge(&base, Some(&bench.adapter), MergeFormat::Gguf(dtype), &out).unwrap();
         let merged = open_model(&out).unwrap();
         let loss = bench.loss(&merged, false);
         assert!(
@@ -376,7 +376,7 @@ fn a_merged_gguf_computes_what_base_and_adapter_do() {
     let folder = dir.path().join("folder");
     merge(
         &base,
-        &bench.adapter,
+        Some(&bench.adapter),
         MergeFormat::Folder(DType::F32),
         &folder,
     )
@@ -408,7 +408,13 @@ fn a_folder_becomes_a_gguf_that_computes_the_same() {
         fs::write(base.join("tokenizer.json"), tokenizer.to_string()).unwrap();
         let base = open_model(&base).unwrap();
         let out = dir.path().join("merged.gguf");
-        merge(&base, &bench.adapter, MergeFormat::Gguf(DType::F32), &out).unwrap();
+        merge(
+            &base,
+            Some(&bench.adapter),
+            MergeFormat::Gguf(DType::F32),
+            &out,
+        )
+        .unwrap();
         let merged = open_model(&out).unwrap();
         let (loss, expected) = (bench.loss(&merged, false), bench.loss(&base, true));
         assert!((loss - expected).abs() < 1e-5, "{name}: {loss} {expected}");
@@ -437,7 +443,7 @@ fn formats_that_cannot_be_are_refused() {
     let refused = |format| {
         let error = merge(
             &bench.files,
-            &bench.adapter,
+            Some(&bench.adapter),
             format,
             &dir.path().join("out"),
         )

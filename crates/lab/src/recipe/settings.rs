@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Method, Recipe, Schedule, TargetModule};
+use super::{LoraRecipe, Method, Recipe, Schedule, TargetModule};
 use crate::train::TrainError;
 
 /// See [`Settings::semantics`].
-const SEMANTICS: u32 = 2;
+const SEMANTICS: u32 = 3;
 /// Most tokens an automatic batch has on average.
 const BATCH_TOKENS: f64 = 8192.0;
 /// Updates an automatic number of epochs aims for.
@@ -202,8 +202,9 @@ pub struct Settings {
     pub micro_tokens: usize,
     /// Whether what rows of a batch begin with alike is computed once.
     pub share_prefixes: bool,
-    /// The adapter's shape.
-    pub lora: LoraSettings,
+    /// The adapter's shape; none where every weight is trained.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSettings>,
     /// The optimizer.
     pub optim: OptimSettings,
     /// Validation.
@@ -227,19 +228,31 @@ impl Recipe {
     /// Automatic rules, where nothing is given:
     /// - `optim.batch_rows`: 4 below 256 rows, 8 below 2,000, else 16; halved while an average batch has over 8,192 tokens.
     /// - `optim.epochs`: as many as come nearest to 300 updates, from 1 to 10; with `max_steps`, as many as that needs.
-    /// - `optim.lr`: 1e-3 sqrt(batch_rows / 16), to two digits.
+    /// - `optim.lr`: 1e-3 sqrt(batch_rows / 16), to two digits; a tenth of it where every weight is trained.
     /// - `optim.warmup_steps`: a tenth of the updates, at most 30.
     /// - `valid.every`: a tenth of the updates, at least 10; `valid.patience`: 3.
     /// - `lora`: rank 16, alpha twice the rank, every linear layer.
+    /// - `checkpoint.every_s`: 60; 600 where every weight is trained, as there are gigabytes to write.
     pub fn resolve(&self, facts: &Facts) -> Result<Resolved, TrainError> {
         let mut chosen = Vec::new();
         let optim = self.resolve_optim(facts, &mut chosen)?;
-        let lora = self.resolve_lora(facts)?;
+        let method = self.method.unwrap_or_default();
+        let lora = match method {
+            Method::Sft => Some(self.resolve_lora(facts)?),
+            Method::Full if self.lora == LoraRecipe::default() => None,
+            Method::Full => {
+                return Err(setting(
+                    "lora",
+                    "shapes an adapter, but `method = \"full\"` trains every weight and none; leave out one of the two",
+                ));
+            }
+        };
         let micro_tokens = self.micro_tokens.unwrap_or(768);
         check(micro_tokens >= 1, "micro_tokens", "must be at least 1")?;
         let every = self.valid.every.unwrap_or((optim.steps / 10).max(10));
         check(every >= 1, "valid.every", "must be at least 1")?;
-        let every_s = self.checkpoint.every_s.unwrap_or(60.0);
+        let usual_s = if method == Method::Full { 600.0 } else { 60.0 };
+        let every_s = self.checkpoint.every_s.unwrap_or(usual_s);
         check(
             every_s.is_finite() && every_s >= 0.0,
             "checkpoint.every_s",
@@ -248,7 +261,7 @@ impl Recipe {
         let settings = Settings {
             semantics: SEMANTICS,
             machine: facts.machine.clone(),
-            method: self.method.unwrap_or_default(),
+            method,
             base: BaseSettings {
                 name: facts.base_name.clone(),
                 sha256: facts.base_sha256.clone(),
@@ -393,7 +406,11 @@ impl Recipe {
         };
         let steps = o.max_steps.map_or(planned, |most| most.min(planned));
         let lr = o.lr.unwrap_or_else(|| {
-            let lr = two_digits(1e-3 * (batch_rows as f64 / 16.0).sqrt());
+            let of_16_rows = match self.method.unwrap_or_default() {
+                Method::Sft => 1e-3,
+                Method::Full => 1e-4,
+            };
+            let lr = two_digits(of_16_rows * (batch_rows as f64 / 16.0).sqrt());
             chosen.push(format!("optim.lr = {lr} for batches of {batch_rows} rows"));
             lr
         });

@@ -75,7 +75,8 @@ fn a_full_recipe_survives_the_round_trip() {
     assert!(s.chosen.is_empty(), "{:?}", s.chosen);
     assert_eq!(s.settings.optim.steps, 40);
     assert_eq!(s.settings.optim.warmup_steps, 4);
-    assert_eq!(s.settings.lora.targets, [TargetModule::Q, TargetModule::V]);
+    let lora = s.settings.lora.unwrap();
+    assert_eq!(lora.targets, [TargetModule::Q, TargetModule::V]);
 }
 
 #[test]
@@ -171,7 +172,8 @@ fn the_adapter_to_begin_from_gives_the_shape_and_must_agree() {
         targets: vec![TargetModule::Q, TargetModule::V],
         sha256: "i".into(),
     });
-    let lora = Recipe::default().resolve(&facts).unwrap().settings.lora;
+    let settings = Recipe::default().resolve(&facts).unwrap().settings;
+    let lora = settings.lora.unwrap();
     assert_eq!((lora.rank, lora.alpha), (4, 6.0));
     assert_eq!(lora.targets, [TargetModule::Q, TargetModule::V]);
     assert_eq!(lora.init_sha256.as_deref(), Some("i"));
@@ -182,4 +184,18 @@ fn the_adapter_to_begin_from_gives_the_shape_and_must_agree() {
     insta::assert_snapshot!(words("[lora]\nrank = 8"), @"`lora.rank` is 8, but the adapter to begin from has 4; leave it out, and the adapter's is taken");
     insta::assert_snapshot!(words("[lora]\nalpha = 8"), @"`lora.alpha` is 8, but the adapter to begin from has 6; leave it out, and the adapter's is taken");
     insta::assert_snapshot!(words("[lora]\ntargets = [\"q\"]"), @"`lora.targets` is q_proj, but the adapter to begin from has q_proj, v_proj; leave it out, and the adapter's is taken");
+}
+
+#[test]
+fn every_weight_is_trained_at_a_tenth_of_the_rate_and_without_an_adapter() {
+    let full = parse("method = \"full\"").unwrap();
+    let settings = full.resolve(&facts(3000, 90_000)).unwrap().settings;
+    assert_eq!((settings.method, settings.lora), (Method::Full, None));
+    assert_eq!(
+        (settings.optim.lr, settings.checkpoint.every_s),
+        (1e-4, 600.0)
+    );
+    let both = parse("method = \"full\"\n[lora]\nrank = 8").unwrap();
+    let error = both.resolve(&facts(3000, 90_000)).unwrap_err();
+    insta::assert_snapshot!(error, @"`lora` shapes an adapter, but `method = \"full\"` trains every weight and none; leave out one of the two");
 }

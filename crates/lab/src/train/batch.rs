@@ -172,7 +172,7 @@ pub fn epoch_batches(
 }
 
 /// Mean loss per target over some rows, in their order.
-pub(crate) fn mean_loss<T: Trainable>(
+pub(crate) fn mean_loss<T: Trainable + ?Sized>(
     model: &mut T,
     rows: &[TrainRow],
     which: &[usize],

@@ -1,6 +1,6 @@
 //! Folders that are there whole or not at all.
 //!
-//! `checkpoints/step-N/` holds the adapter, the optimizer's moments, the state of the loop, `manifest.json` with the
+//! `checkpoints/step-N/` holds the adapter (or every weight), the optimizer's moments, the state of the loop, `manifest.json` with the
 //! SHA-256 of each file, and `COMPLETE` with the SHA-256 of the manifest, written last. The folder is made under a
 //! temporary name, forced to disk and renamed; older ones are removed only after that, and the one before is kept.
 //! No generator state is saved: every random draw is a function of the seed and the step.
@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::adamw::AdamW;
 use super::guard::Guard;
-use super::{AdapterFile, TrainError, Trainable};
+use super::{AdapterFile, Form, TrainError, Trainable};
 
 const COMPLETE: &str = "COMPLETE";
 const MANIFEST: &str = "manifest.json";
@@ -83,7 +83,7 @@ impl Checkpoints {
     }
 
     /// Saves a snapshot and then removes all but the last two.
-    pub(crate) fn save<T: Trainable>(
+    pub(crate) fn save<T: Trainable + ?Sized>(
         &self,
         model: &T,
         snapshot: &Snapshot,
@@ -101,17 +101,19 @@ impl Checkpoints {
                 Ok::<_, TrainError>(())
             };
             let best = snapshot.best_params.as_ref();
-            for (name, params) in [("adapter", Some(&snapshot.params)), ("best", best)] {
+            let last = model.form().name();
+            for (name, params) in [(last, Some(&snapshot.params)), ("best", best)] {
                 let Some(params) = params else { continue };
-                if model.keeps_numbers() {
-                    write(&format!("{name}/{NUMBERS}"), &[Part::Floats(params)])?;
-                    continue;
-                }
-                for file in model.adapter_files(params)? {
-                    write(
-                        &format!("{name}/{}", file.name),
-                        &[Part::Bytes(&file.bytes)],
-                    )?;
+                match model.form() {
+                    Form::Model(_) => {
+                        write(&format!("{name}/{NUMBERS}"), &[Part::Floats(params)])?;
+                    }
+                    Form::Adapter(adapter) => {
+                        for file in adapter.files(params)? {
+                            let path = format!("{name}/{}", file.name);
+                            write(&path, &[Part::Bytes(&file.bytes)])?;
+                        }
+                    }
                 }
             }
             write("optimizer.bin", &moments)?;
@@ -144,7 +146,7 @@ impl Checkpoints {
 
     /// The newest snapshot up to step `most` that can be believed; each newer one that cannot is described in the
     /// second value.
-    pub(crate) fn load<T: Trainable>(
+    pub(crate) fn load<T: Trainable + ?Sized>(
         &self,
         model: &T,
         most: usize,
@@ -161,7 +163,11 @@ impl Checkpoints {
         Ok((None, broken))
     }
 
-    fn load_step<T: Trainable>(&self, model: &T, step: usize) -> Result<Snapshot, TrainError> {
+    fn load_step<T: Trainable + ?Sized>(
+        &self,
+        model: &T,
+        step: usize,
+    ) -> Result<Snapshot, TrainError> {
         let dir = self.path(step);
         verify_folder(&dir)?;
         let path = dir.join("state.json");
@@ -177,14 +183,12 @@ impl Checkpoints {
         let n = model.n_params();
         let numbers = |name: &str| {
             let dir = dir.join(name);
-            if model.keeps_numbers() {
-                let mut file = Floats::open(&dir.join(NUMBERS), 4 * n)?;
-                file.take(n)
-            } else {
-                model.read_adapter(&dir)
+            match model.form() {
+                Form::Model(_) => Floats::open(&dir.join(NUMBERS), 4 * n)?.take(n),
+                Form::Adapter(adapter) => adapter.read(&dir),
             }
         };
-        let params = numbers("adapter")?;
+        let params = numbers(model.form().name())?;
         let best_params = match state.best {
             Some(_) => Some(numbers("best")?),
             None => None,
@@ -425,9 +429,13 @@ impl Floats {
     }
 
     fn take(&mut self, n: usize) -> Result<Vec<f32>, TrainError> {
-        let mut floats = Vec::with_capacity(n);
-        for _ in 0..n {
-            floats.push(f32::from_le_bytes(self.bytes()?));
+        let (mut floats, mut buffer) = (Vec::with_capacity(n), vec![0; PIECE]);
+        while floats.len() < n {
+            let bytes = &mut buffer[..PIECE.min(4 * (n - floats.len()))];
+            let read = self.file.read_exact(bytes);
+            read.map_err(|e| TrainError::io(&self.path, e))?;
+            let (words, _) = bytes.as_chunks::<4>();
+            floats.extend(words.iter().map(|word| f32::from_le_bytes(*word)));
         }
         Ok(floats)
     }

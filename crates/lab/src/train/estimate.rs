@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::batch::Batches;
 use super::tree::{micro_batches, pack};
-use super::{TrainError, TrainPlan, Trainable, peak_rss_mb, status_mb};
+use super::{Form, TrainError, TrainPlan, Trainable, peak_rss_mb, status_mb};
 
 /// Steps that are looked at; the counts of longer runs are scaled up from these.
 const SAMPLE_STEPS: usize = 256;
@@ -44,7 +44,7 @@ pub struct Estimate {
 }
 
 /// Counts and times a run that has not begun.
-pub fn estimate<T: Trainable>(
+pub fn estimate<T: Trainable + ?Sized>(
     plan: &TrainPlan,
     model: &mut T,
     clock: &dyn Fn() -> Duration,
@@ -131,15 +131,19 @@ pub fn estimate<T: Trainable>(
         tok_per_s: super::looper::rate(tokens, train_s),
         train_s,
         valid_s,
-        peak_rss_mb: peak(n_params, !plan.valid.is_empty()),
+        peak_rss_mb: peak(model.form(), n_params, !plan.valid.is_empty()),
     })
 }
 
-/// What is resident now, and what the loop adds: two moments, the gradient, the best parameters, and for a checkpoint
-/// all but the gradient once more.
-fn peak(n_params: usize, validates: bool) -> u64 {
+/// What is resident now, and what the loop adds: two moments, the gradient, the best parameters; and for an adapter's
+/// checkpoint all but the gradient once more.
+fn peak(form: Form<'_>, n_params: usize, validates: bool) -> u64 {
     let best = usize::from(validates);
-    let floats = n_params * (2 + 1 + best + 3 + best);
+    let again = match form {
+        Form::Adapter(_) => 3 + best,
+        Form::Model(_) => 0,
+    };
+    let floats = n_params * (2 + 1 + best + again);
     peak_rss_mb().max(status_mb("VmRSS:") + ((floats as u64 * 4) >> 20))
 }
 

@@ -14,7 +14,7 @@ use super::{Outcome, TrainError, TrainPlan, TrainResult, Trainable, peak_rss_mb}
 use crate::events::{EventLog, RunEvent};
 
 /// One session of a run: from its start or a checkpoint to its end or an interruption.
-pub(super) struct Session<'a, T> {
+pub(super) struct Session<'a, T: ?Sized> {
     pub(super) plan: &'a TrainPlan,
     pub(super) model: &'a mut T,
     clock: &'a dyn Fn() -> Duration,
@@ -27,7 +27,7 @@ pub(super) struct Session<'a, T> {
     saved: (usize, Duration),
 }
 
-pub(super) fn run<T: Trainable>(
+pub(super) fn run<T: Trainable + ?Sized>(
     plan: &TrainPlan,
     model: &mut T,
     clock: &dyn Fn() -> Duration,
@@ -36,7 +36,7 @@ pub(super) fn run<T: Trainable>(
 ) -> Result<Outcome, TrainError> {
     let (dir, mut warnings) = RunDir::open(plan)?;
     if let Some(result) = dir.result()? {
-        match adapter_damage(&dir.path().join(model.result_name()), &result) {
+        match damage(&dir.path().join(model.form().name()), &result) {
             None => return Ok(Outcome::AlreadyFinished(result)),
             found => warnings.extend(found),
         }
@@ -78,12 +78,12 @@ pub(super) fn run<T: Trainable>(
 }
 
 /// Where a run begins.
-fn start<T: Trainable>(plan: &TrainPlan, model: &T) -> Snapshot {
+fn start<T: Trainable + ?Sized>(plan: &TrainPlan, model: &T) -> Snapshot {
     let params = match &plan.init {
         Some(params) => params.clone(),
         None => model.initial_params(plan.settings.seed),
     };
-    assert_eq!(params.len(), model.n_params(), "an adapter of this shape");
+    assert_eq!(params.len(), model.n_params(), "parameters of this shape");
     let opt = AdamW::new(params.len());
     Snapshot {
         state: LoopState::default(),
@@ -93,21 +93,21 @@ fn start<T: Trainable>(plan: &TrainPlan, model: &T) -> Snapshot {
     }
 }
 
-/// Why a finished run's adapter cannot be believed, if it cannot.
-fn adapter_damage(adapter: &Path, result: &TrainResult) -> Option<String> {
-    let intact = std::fs::read_dir(adapter).is_ok_and(|entries| {
+/// Why a finished run's result cannot be believed, if it cannot.
+fn damage(folder: &Path, result: &TrainResult) -> Option<String> {
+    let intact = std::fs::read_dir(folder).is_ok_and(|entries| {
         let mut files = entries.flatten().map(|entry| entry.path());
         files.any(|file| file_sha256(&file).is_ok_and(|sum| sum == result.sha256))
     });
     (!intact).then(|| {
         format!(
-            "{}: not the adapter this run ended with; it is made again",
-            adapter.display()
+            "{}: not what this run ended with; it is made again",
+            folder.display()
         )
     })
 }
 
-impl<T: Trainable> Session<'_, T> {
+impl<T: Trainable + ?Sized> Session<'_, T> {
     fn run(mut self, cancel: &AtomicBool) -> Result<Outcome, TrainError> {
         let settings = &self.plan.settings;
         let total = settings.optim.steps;
@@ -230,8 +230,9 @@ impl<T: Trainable> Session<'_, T> {
             .best_params
             .as_ref()
             .unwrap_or(&self.snapshot.params);
-        let adapter = self.dir.path().join(self.model.result_name());
-        let sha256 = self.model.write_result(params, &adapter)?;
+        let form = self.model.form();
+        let adapter = self.dir.path().join(form.name());
+        let sha256 = form.write(params, &adapter)?;
         let state = &self.snapshot.state;
         let result = TrainResult {
             rows: state.rows,

@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use bantam_kernels::Compute;
-use bantam_model::{Lora, LoraConfig, LoraPart, Model, ModelConfig, Proj, TrainWorkspace};
+use bantam_model::{
+    Lora, LoraConfig, LoraPart, Model, ModelConfig, Proj, Recompute, TrainWorkspace,
+};
 
 use super::rng::{Purpose, Stream};
-use super::{AdapterFile, LossReport, PackedBatch, TrainError, Trainable};
+use super::{AdapterFile, AdapterForm, Form, LossReport, PackedBatch, TrainError, Trainable};
 use crate::export::{AdapterIdentity, adapter_files, read_adapter};
 use crate::recipe::{LoraSettings, TargetModule};
 
@@ -21,18 +23,20 @@ pub struct LoraTrainer<'a> {
 }
 
 impl<'a> LoraTrainer<'a> {
-    /// Prepares a new adapter on `model`, which was loaded for training. `identity` goes into the adapter's folder.
+    /// Prepares a new adapter on `model`, which was loaded for training. `identity` goes into the adapter's folder;
+    /// `recompute` trades time for memory and changes no bit.
     pub fn new(
         model: &'a Model<f32>,
         settings: &LoraSettings,
         compute: Compute,
         identity: AdapterIdentity,
+        recompute: Recompute,
     ) -> Self {
         let lora = Lora::new(settings.config(), model.config());
         Self {
             model,
             lora,
-            work: TrainWorkspace::default(),
+            work: TrainWorkspace::new(recompute),
             compute,
             identity,
         }
@@ -118,7 +122,13 @@ impl Trainable for LoraTrainer<'_> {
             .loss(Some(&self.lora), batch, &mut self.work, &self.compute))
     }
 
-    fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
+    fn form(&self) -> Form<'_> {
+        Form::Adapter(self)
+    }
+}
+
+impl AdapterForm for LoraTrainer<'_> {
+    fn files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
         adapter_files(
             self.lora.config(),
             self.lora.layout(),
@@ -127,7 +137,7 @@ impl Trainable for LoraTrainer<'_> {
         )
     }
 
-    fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
+    fn read(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
         let adapter = read_adapter(dir, self.model.config())?;
         let (found, expected) = (&adapter.config, self.lora.config());
         // An alpha of many digits may come back from decimal text with another last bit.
@@ -187,11 +197,8 @@ mod tests {
         fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
             self.trainer.loss(batch)
         }
-        fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
-            self.trainer.adapter_files(params)
-        }
-        fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
-            self.trainer.read_adapter(dir)
+        fn form(&self) -> Form<'_> {
+            self.trainer.form()
         }
     }
 
@@ -261,7 +268,9 @@ mod tests {
             let model = Model::<f32>::load(&files, Weights::F32, true).unwrap();
             let plan = plan(&golden, dir.path());
             let identity = AdapterIdentity::default();
-            let trainer = LoraTrainer::new(&model, &plan.settings.lora, Compute::new(2), identity);
+            let lora = plan.settings.lora.as_ref().unwrap();
+            let (compute, recompute) = (Compute::new(2), Recompute::None);
+            let trainer = LoraTrainer::new(&model, lora, compute, identity, recompute);
             let named = |prefix: &str| {
                 let mut params = vec![0f32; trainer.n_params()];
                 for tensor in trainer.lora.layout().tensors() {
@@ -303,7 +312,7 @@ mod tests {
                     "{name} step {step}: {norm} {torch_norm}"
                 );
             }
-            let params = from.read_adapter(&dir.path().join("adapter")).unwrap();
+            let params = from.trainer.read(&dir.path().join("adapter")).unwrap();
             let error: f64 = params
                 .iter()
                 .zip(&expected)

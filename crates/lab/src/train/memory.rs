@@ -1,70 +1,113 @@
 //! How much memory a run takes, told from its sizes alone, so that the same settings always come to the same choices.
 
-use bantam_model::{LoraConfig, LoraLayout, ModelConfig};
+use bantam_model::{LoraConfig, LoraLayout, ModelConfig, Recompute, train_bytes};
 
 use super::TrainError;
 
-/// Rows of logits that the head holds at once.
-const HEAD_ROWS: u64 = 64;
 /// The program, its tokenizer, its rows, and what allocation rounds up.
-const BESIDES: u64 = 96 << 20;
+const BESIDES: u64 = 64 << 20;
 /// Fewest tokens of a micro-batch that are worth a pass.
-const LEAST_TOKENS: u64 = 64;
+const LEAST_TOKENS: usize = 64;
 /// Most tokens of a micro-batch that a budget asks for: beyond this nothing gets faster.
-const MOST_TOKENS: u64 = 4096;
+pub(super) const MOST_TOKENS: usize = 4096;
+/// What a pass costs beside its tokens, in tokens: weights are turned and adapters packed once a pass.
+const PASS_TOKENS: f64 = 48.0;
+/// What computing every layer twice adds to a step.
+const TWICE: f64 = 0.3;
 
 /// The sizes that a run's memory comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Memory {
-    /// Bytes that are there from the start.
-    pub fixed: u64,
-    /// Bytes for each token of a micro-batch.
-    pub per_token: u64,
+    model: ModelConfig,
+    lora: Option<LoraConfig>,
+    validates: bool,
+}
+
+/// How a budget is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fit {
+    /// Most tokens of a micro-batch.
+    pub(super) tokens: usize,
+    /// Layers, from the first on, whose activations are computed twice instead of being kept.
+    pub(super) twice: usize,
+}
+
+impl Fit {
+    pub(super) fn recompute(self) -> Recompute {
+        match self.twice {
+            0 => Recompute::None,
+            n => Recompute::First(n),
+        }
+    }
 }
 
 impl Memory {
-    /// Of an adapter on a bf16 model.
-    pub fn of_lora(model: &ModelConfig, lora: &LoraConfig, validates: bool) -> Self {
-        let (d, f) = (model.d_model as u64, model.d_ffn as u64);
-        let heads = model.heads();
-        let (qkv, attn) = (heads.qkv_width() as u64, heads.out_width() as u64);
-        let layers = model.n_layers as u64;
-        let tables = if model.tied_head { 1 } else { 2 };
-        let weights = layers * (d * qkv + attn * d + 3 * d * f) + tables * model.vocab as u64 * d;
-        let trained = LoraLayout::new(lora, model).n_params() as u64;
-        // Parameters, their bf16 copies, gradient, two moments, the best; and all but the gradient for a checkpoint.
-        let best = u64::from(validates);
-        let state = trained * 4 * (2 + 1 + 2 + best + 3 + best);
-        // Two layouts of every bf16 weight; logits and their gradient.
-        let fixed = weights * 2 * 2 + HEAD_ROWS * model.vocab as u64 * 4 + state + BESIDES;
-        let hidden = (lora.targets.len() * lora.rank) as u64;
-        let saved = layers * (2 * d + qkv + attn + 2 * f + hidden + 2);
-        let passing = 4 * d + 2 * f + qkv + attn + f.max(qkv) + hidden;
+    /// Of an adapter on a bf16 model, or of all its weights.
+    pub fn new(model: &ModelConfig, lora: Option<LoraConfig>, validates: bool) -> Self {
+        let model = model.clone();
         Self {
-            fixed,
-            per_token: 4 * (saved + passing),
+            model,
+            lora,
+            validates,
         }
+    }
+
+    /// Numbers being trained.
+    fn n_params(&self) -> u64 {
+        let n = match &self.lora {
+            Some(lora) => LoraLayout::new(lora, &self.model).n_params(),
+            None => self.model.n_params(),
+        };
+        n as u64
     }
 
     /// Bytes of a run whose largest micro-batch has so many tokens.
-    pub fn bytes(&self, tokens: usize) -> u64 {
-        self.fixed + self.per_token * tokens as u64
+    pub fn bytes(&self, tokens: usize, recompute: Recompute) -> u64 {
+        // Parameters, gradient, two moments, the best; an adapter's files pass through memory when they are saved.
+        let copies = 4 + u64::from(self.validates) + u64::from(self.lora.is_some());
+        let step = train_bytes(&self.model, self.lora.as_ref(), tokens, recompute);
+        step.total() + copies * 4 * self.n_params() + BESIDES
     }
 
-    /// Most tokens of a micro-batch in `budget_mb`, where the longest row has `longest`.
-    pub(crate) fn micro_tokens(&self, budget_mb: u64, longest: usize) -> Result<usize, TrainError> {
-        let room = (budget_mb << 20).saturating_sub(self.fixed) / self.per_token;
-        let least = LEAST_TOKENS.max(longest as u64);
-        if room < least {
-            let needed = self.bytes(least as usize).div_ceil(1 << 20);
-            return Err(TrainError::Setting {
-                field: "memory_mb",
-                reason: format!(
-                    "is {budget_mb}, but this run needs about {needed}: its longest row has {longest} tokens"
-                ),
-            });
+    /// The fastest way to stay within `budget_mb`: passes of at most `wanted` tokens, where rows have up to `longest` and
+    /// all begin with the same `shared`, which every pass computes anew.
+    pub(super) fn fit(
+        &self,
+        budget_mb: u64,
+        (wanted, longest, shared): (usize, usize, usize),
+    ) -> Result<Fit, TrainError> {
+        let (budget, n_layers) = (budget_mb << 20, self.model.n_layers);
+        let least = LEAST_TOKENS.max(longest);
+        let mut sizes = vec![wanted.max(least)];
+        while let Some(&last) = sizes.last()
+            && last > least
+        {
+            sizes.push((last * 7 / 8).max(least));
         }
-        Ok((room.min(MOST_TOKENS) / 32 * 32).max(least) as usize)
+        let fits = |&Fit { tokens, twice }: &Fit| {
+            let recompute = Fit { tokens, twice }.recompute();
+            self.bytes(tokens, recompute) <= budget
+        };
+        let first_fit = |tokens: usize| {
+            let mut all = (0..=n_layers).map(|twice| Fit { tokens, twice });
+            all.find(fits)
+        };
+        let cost = |fit: &Fit| {
+            let own = (fit.tokens - shared.min(fit.tokens - 1)) as f64;
+            let pass = 1.0 + (PASS_TOKENS + shared as f64) / own;
+            pass * (1.0 + TWICE * fit.twice as f64 / n_layers as f64)
+        };
+        let best = sizes.into_iter().filter_map(first_fit);
+        best.min_by(|a, b| cost(a).total_cmp(&cost(b)))
+            .ok_or_else(|| {
+                let needed = self.bytes(least, Recompute::EveryLayer).div_ceil(1 << 20);
+                TrainError::Setting {
+                    field: "memory_mb",
+                    reason: format!(
+                        "is {budget_mb}, but this run needs about {needed}: its longest row has {longest} tokens"
+                    ),
+                }
+            })
     }
 }
 
@@ -91,27 +134,49 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_budget_becomes_micro_batches_that_keep_it() {
-        let lora = LoraConfig {
+    fn lora() -> LoraConfig {
+        LoraConfig {
             rank: 16,
             alpha: 32.0,
             targets: Proj::ALL.to_vec(),
-        };
-        let memory = Memory::of_lora(&smollm2(), &lora, true);
-        let words = |budget, longest| {
-            memory
-                .micro_tokens(budget, longest)
-                .unwrap_err()
-                .to_string()
-        };
-        assert!(words(300, 60).contains("is 300, but this run needs about "));
-        let mut last = 0;
-        for budget in [1000, 1200, 1500, 2000, 3000] {
-            let tokens = memory.micro_tokens(budget, 60).unwrap();
-            assert!(tokens > last && memory.bytes(tokens) <= budget << 20);
-            last = tokens;
         }
-        assert_eq!(memory.micro_tokens(100_000, 60).unwrap(), 4096);
+    }
+
+    #[test]
+    fn a_budget_is_kept_and_more_of_it_is_never_slower() {
+        let memory = Memory::new(&smollm2(), Some(lora()), true);
+        let refused = memory.fit(300, (768, 60, 20)).unwrap_err().to_string();
+        assert!(refused.contains("is 300, but this run needs about "));
+        let mut last: Option<Fit> = None;
+        for budget in [580, 600, 650, 700, 800, 1000, 1500, 3000] {
+            let fit = memory.fit(budget, (768, 60, 20)).unwrap();
+            assert!(memory.bytes(fit.tokens, fit.recompute()) <= budget << 20);
+            if let Some(last) = last {
+                assert!(fit.tokens >= last.tokens || fit.twice < last.twice);
+            }
+            last = Some(fit);
+        }
+        let plenty = Fit {
+            tokens: 768,
+            twice: 0,
+        };
+        assert_eq!(last, Some(plenty));
+    }
+
+    #[test]
+    fn a_long_beginning_that_all_rows_share_is_worth_computing_layers_twice() {
+        let memory = Memory::new(&smollm2(), Some(lora()), false);
+        let alone = memory.fit(700, (1000, 600, 0)).unwrap();
+        let shared = memory.fit(700, (1000, 600, 540)).unwrap();
+        assert!(
+            shared.twice > alone.twice && shared.tokens > alone.tokens,
+            "{alone:?} {shared:?}"
+        );
+    }
+
+    #[test]
+    fn every_weight_takes_four_numbers_more() {
+        let full = Memory::new(&smollm2(), None, false).bytes(768, Recompute::None);
+        assert!((2_500..4_000).contains(&(full >> 20)), "{}", full >> 20);
     }
 }

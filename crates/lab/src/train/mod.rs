@@ -18,6 +18,7 @@ mod batch;
 mod checkpoint;
 mod error;
 mod estimate;
+mod full;
 mod guard;
 mod looper;
 mod lora;
@@ -37,6 +38,7 @@ pub use bantam_model::{LossReport, PackedBatch, Segment, Target};
 pub use batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
 pub use error::TrainError;
 pub use estimate::{Estimate, estimate};
+pub use full::FullTrainer;
 pub use lora::{LoraTrainer, initial_lora};
 pub use memory::Memory;
 pub use plan::{PlanInput, TrainPlan};
@@ -70,27 +72,54 @@ pub trait Trainable {
     /// Loss of a batch.
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError>;
 
-    /// Whether a checkpoint keeps the parameters as plain numbers instead of an adapter's files.
-    fn keeps_numbers(&self) -> bool {
-        false
-    }
+    /// What the parameters become on disk.
+    fn form(&self) -> Form<'_>;
+}
 
+/// What a run's parameters become on disk.
+#[derive(Clone, Copy)]
+pub enum Form<'a> {
+    /// An adapter: small, and in a checkpoint what it will be in the end.
+    Adapter(&'a dyn AdapterForm),
+    /// A model: plain numbers in a checkpoint, a folder that other programs open in the end.
+    Model(&'a dyn ModelForm),
+}
+
+/// Parameters that are an adapter.
+pub trait AdapterForm {
+    /// The files of an adapter with these parameters: equal parameters, equal bytes. The first one holds the weights.
+    fn files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError>;
+
+    /// Reads the parameters back, to the bit.
+    fn read(&self, dir: &Path) -> Result<Vec<f32>, TrainError>;
+}
+
+/// Parameters that are a whole model.
+pub trait ModelForm {
+    /// Writes the model into an empty folder. Gives the name of the file that holds the weights.
+    fn write(&self, params: &[f32], dir: &Path) -> Result<&'static str, TrainError>;
+}
+
+impl Form<'_> {
     /// Folder of the result inside the run's.
-    fn result_name(&self) -> &'static str {
-        "adapter"
+    pub fn name(&self) -> &'static str {
+        match self {
+            Form::Adapter(_) => "adapter",
+            Form::Model(_) => "model",
+        }
     }
 
     /// Writes the result with these parameters into a folder of this path, which appears whole. Gives the SHA-256 of
     /// its weights.
-    fn write_result(&self, params: &[f32], path: &Path) -> Result<String, TrainError> {
-        checkpoint::write_adapter(path, &self.adapter_files(params)?)
+    fn write(&self, params: &[f32], path: &Path) -> Result<String, TrainError> {
+        match self {
+            Form::Adapter(adapter) => checkpoint::write_adapter(path, &adapter.files(params)?),
+            Form::Model(model) => checkpoint::write_folder(path, |dir| {
+                let weights = model.write(params, dir)?;
+                checkpoint::file_sha256(&dir.join(weights))
+            }),
+        }
     }
-
-    /// The files of an adapter with these parameters: equal parameters, equal bytes. The first one holds the weights.
-    fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError>;
-
-    /// Reads the parameters back, to the bit.
-    fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError>;
 }
 
 /// One file of an adapter folder.
@@ -137,7 +166,7 @@ pub struct TrainResult {
     pub dropped: Vec<String>,
     /// Largest resident memory of this process, in MiB.
     pub peak_rss_mb: u64,
-    /// The adapter's folder.
+    /// The folder of the adapter, or of the model where every weight was trained.
     pub adapter: PathBuf,
     /// SHA-256 of its weights.
     pub sha256: String,
@@ -161,7 +190,7 @@ pub enum Outcome {
 ///
 /// `clock` gives the time since any fixed moment. `cancel` is looked at between steps. Every event is in the log on
 /// disk before `on_event` sees it.
-pub fn train<T: Trainable>(
+pub fn train<T: Trainable + ?Sized>(
     plan: &TrainPlan,
     model: &mut T,
     clock: &dyn Fn() -> Duration,

@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use bantam_model::{ModelConfig, Proj};
+use bantam_model::{ModelConfig, Proj, Recompute};
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
 use super::batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
-use super::memory::Memory;
+use super::memory::{MOST_TOKENS, Memory};
 use super::tree::{groups, pack};
 use crate::export::Adapter;
-use crate::recipe::{Facts, InitFacts, MachineSettings, Recipe, Resolved, Settings, TargetModule};
+use crate::recipe::{
+    Facts, InitFacts, LoraSettings, MachineSettings, Recipe, Resolved, Settings, TargetModule,
+};
 
 /// What a plan is made from.
 #[derive(Debug, Clone)]
@@ -63,6 +65,10 @@ pub struct TrainPlan {
     pub init: Option<Vec<f32>>,
     /// Indices of the rows that `data.skip_lines` leaves out.
     pub skipped: BTreeSet<usize>,
+    /// Which activations are computed twice instead of being kept: changes no bit, and is in no settings.
+    pub recompute: Recompute,
+    /// What the run's memory comes from, if the base's sizes are known.
+    pub memory: Option<Memory>,
     /// Whether a run that was begun elsewhere may go on here, with other bits.
     pub allow_other_machine: bool,
     /// The run directory.
@@ -165,18 +171,25 @@ impl TrainPlan {
             mut settings,
             mut chosen,
         } = recipe.resolve(&facts)?;
-        let longest = train.iter().chain(&valid).map(|row| row.tokens.len()).max();
-        let micro = match (recipe.micro_tokens, recipe.memory_mb, &model) {
-            (None, Some(budget), Some(model)) => {
-                let memory = Memory::of_lora(model, &settings.lora.config(), !valid.is_empty());
-                let tokens = memory.micro_tokens(budget, longest.unwrap_or(0))?;
-                chosen.push(format!("micro_tokens = {tokens} for {budget} MiB"));
-                Some(tokens)
-            }
-            (None, ..) if settings.share_prefixes => Some(whole_batch(&train, &settings)),
-            _ => None,
-        };
-        settings.micro_tokens = micro.unwrap_or(settings.micro_tokens);
+        let lora = settings.lora.as_ref().map(LoraSettings::config);
+        let memory = model.map(|model| Memory::new(&model, lora, !valid.is_empty()));
+        if recipe.micro_tokens.is_none() && settings.share_prefixes {
+            let most = match recipe.memory_mb {
+                Some(_) => MOST_TOKENS,
+                None => 2 * settings.micro_tokens,
+            };
+            settings.micro_tokens = whole_batch(&train, &settings, most);
+        }
+        let mut recompute = Recompute::None;
+        if let (Some(budget), Some(memory)) = (recipe.memory_mb, &memory) {
+            let fit = memory.fit(budget, wanted(&recipe, &settings, &train, &valid))?;
+            chosen.push(format!(
+                "micro_tokens = {} and {} layers computed twice, for {budget} MiB",
+                fit.tokens, fit.twice
+            ));
+            settings.micro_tokens = recipe.micro_tokens.unwrap_or(fit.tokens);
+            recompute = fit.recompute();
+        }
         Ok(Self {
             settings,
             recipe,
@@ -187,15 +200,47 @@ impl TrainPlan {
             order,
             init: init.map(|adapter| adapter.params),
             skipped,
+            recompute,
+            memory,
             allow_other_machine,
             out,
         })
     }
 }
 
-/// Tokens that an average batch computes, if that is not much more than the default: a beginning that all its rows
-/// share is then computed once, not once a micro-batch.
-fn whole_batch(rows: &[TrainRow], settings: &Settings) -> usize {
+/// Tokens a pass would take if memory were no question, the longest row, and what all rows begin with.
+fn wanted(
+    recipe: &Recipe,
+    settings: &Settings,
+    train: &[TrainRow],
+    valid: &[TrainRow],
+) -> (usize, usize, usize) {
+    let rows = || train.iter().chain(valid);
+    let longest = rows().map(|row| row.tokens.len()).max().unwrap_or(0);
+    if let Some(given) = recipe.micro_tokens {
+        // A longer row is a pass of its own whatever the limit, and no smaller pass is asked for.
+        let most = given.max(longest);
+        return (most, most, 0);
+    }
+    let first = &train[0].tokens;
+    let alike = |row: &TrainRow| {
+        first
+            .iter()
+            .zip(&row.tokens)
+            .take_while(|(a, b)| a == b)
+            .count()
+    };
+    let shared = if settings.share_prefixes && train.len() > 1 {
+        train[1..].iter().map(alike).min().unwrap_or(0)
+    } else {
+        0
+    };
+    (settings.micro_tokens, longest, shared)
+}
+
+/// Tokens that an average batch computes, if that is at most `most`: a beginning that all its rows share is then
+/// computed once, not once a micro-batch.
+fn whole_batch(rows: &[TrainRow], settings: &Settings, most: usize) -> usize {
     let lens: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
     let groups = groups(rows);
     let batches = epoch_batches(&lens, &groups, settings.optim.batch_rows, settings.seed, 0);
@@ -204,7 +249,7 @@ fn whole_batch(rows: &[TrainRow], settings: &Settings) -> usize {
     let all: usize = batches[..looked_at].iter().map(computed).sum();
     // A tenth more: most batches are then whole, not half of them.
     let whole = all * 11 / (10 * looked_at);
-    (whole.div_ceil(32) * 32).clamp(settings.micro_tokens, 2 * settings.micro_tokens)
+    (whole.div_ceil(32) * 32).clamp(settings.micro_tokens, most.max(settings.micro_tokens))
 }
 
 /// Indices of the rows of these lines.

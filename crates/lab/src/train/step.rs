@@ -37,7 +37,7 @@ struct Gradient {
     computed: u64,
 }
 
-impl<T: Trainable> Session<'_, T> {
+impl<T: Trainable + ?Sized> Session<'_, T> {
     /// One update with a batch, or with what is left of it.
     pub(super) fn step(&mut self, batch: &[usize], grads: &mut [f32]) -> Result<Next, TrainError> {
         let began = self.now();

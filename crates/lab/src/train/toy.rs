@@ -5,7 +5,9 @@ use std::path::Path;
 use bantam_kernels::{Compute, Isa};
 
 use super::rng::{Purpose, Stream};
-use super::{AdapterFile, LossReport, PackedBatch, TrainError, TrainRow, Trainable};
+use super::{
+    AdapterFile, AdapterForm, Form, LossReport, PackedBatch, TrainError, TrainRow, Trainable,
+};
 
 /// Logits of the next token given the last one, and nothing else.
 pub(crate) struct Bigram {
@@ -118,7 +120,13 @@ impl Trainable for Bigram {
         Ok(self.run(batch, |_, _, _| {}))
     }
 
-    fn adapter_files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
+    fn form(&self) -> Form<'_> {
+        Form::Adapter(self)
+    }
+}
+
+impl AdapterForm for Bigram {
+    fn files(&self, params: &[f32]) -> Result<Vec<AdapterFile>, TrainError> {
         let bytes = params.iter().flat_map(|x| x.to_le_bytes()).collect();
         Ok(vec![AdapterFile {
             name: "table.bin".into(),
@@ -126,7 +134,7 @@ impl Trainable for Bigram {
         }])
     }
 
-    fn read_adapter(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
+    fn read(&self, dir: &Path) -> Result<Vec<f32>, TrainError> {
         let path = dir.join("table.bin");
         let bytes = std::fs::read(&path).map_err(|e| TrainError::io(&path, e))?;
         Ok(bytes

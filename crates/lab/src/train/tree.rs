@@ -296,6 +296,7 @@ mod tests {
                 &settings,
                 Compute::new(2),
                 AdapterIdentity::default(),
+                bantam_model::Recompute::None,
             );
             // Not the usual beginning, whose `B` is zero and hides half of the gradient.
             let params: Vec<f32> = (0..trainer.n_params())

@@ -1,18 +1,20 @@
 //! One layer forward and backward.
 
-use super::map::{In, Map, MapWork, PackedGroup, Place, Rows, column_sums, in_place};
+use super::map::{In, Map, MapWork, PackedGroup, Place, Rows, column_sums, f32s, in_place};
 use crate::block::size;
 use crate::lora::{Fused, Lora};
 use crate::rope::RopeTable;
 use crate::weights::{Layer, Model};
 use bantam_kernels::attention::forest::{self, Forest};
+use bantam_kernels::attention::{HeadDims, rounded};
+use bantam_kernels::bf16::Pairs;
 use bantam_kernels::{Compute, Real, ops};
 
 /// What one layer computed and its backward needs, its input aside.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Saved<R> {
     /// Rotated `[T, W]`
-    qkv: Vec<R>,
+    qkv: Rows<R>,
     /// `[T, H Dh]`; from here on only the rows that go on
     attn: Rows<R>,
     /// Input of the MLP half `[T, D]`
@@ -30,6 +32,8 @@ pub(super) struct Scratch<R> {
     norm: Rows<R>,
     /// Activated rows.
     ffn: Rows<R>,
+    /// Queries, keys and values before they are rounded.
+    qkv: Vec<R>,
     /// Rows on their way through attention and the residual stream.
     attn: Vec<R>,
     delta: Vec<R>,
@@ -38,7 +42,7 @@ pub(super) struct Scratch<R> {
     /// Rounded output gradients.
     words: Vec<u32>,
     map: MapWork<R>,
-    attention: forest::Buffers<R>,
+    attention: Attention<R>,
 }
 
 /// What is trained.
@@ -113,6 +117,7 @@ impl<R: Real> Model<R> {
         let Scratch {
             norm,
             ffn,
+            qkv,
             attn,
             delta,
             map: work,
@@ -121,23 +126,17 @@ impl<R: Real> Model<R> {
         } = scratch;
 
         self.norm_rows(pass, norm, x, &layer.attn_norm);
-        size(&mut saved.qkv, t * heads.qkv_width());
         let [h_qkv, h_o, h_gate_up, h_down] = &mut saved.hidden;
-        map(Fused::Qkv).forward(compute, &mut saved.qkv, (&*norm).into(), h_qkv, work);
-        let w = heads.qkv_width();
-        in_place(
-            compute,
-            &mut saved.qkv,
-            w,
-            &mut Vec::new(),
-            false,
-            |first, rows| {
-                self.rotate_rows(pass, first, rows, R::ONE);
-            },
-        );
-        let ow = heads.out_width();
+        let Rows { plain, words } = &mut saved.qkv;
+        let qkv = if pass.rounded { qkv } else { plain };
+        let (w, ow) = (heads.qkv_width(), heads.out_width());
+        size(qkv, t * w);
+        map(Fused::Qkv).forward(compute, qkv, (&*norm).into(), h_qkv, work);
+        in_place(compute, qkv, w, words, pass.rounded, |first, rows| {
+            self.rotate_rows(pass, first, rows, R::ONE);
+        });
         size(attn, t * ow);
-        forest::forward(compute, attn, &saved.qkv, pass.forest, heads, attention);
+        attention.forward(pass, attn, &saved.qkv, heads);
         let n = rows.map_or(t, <[usize]>::len);
         let pick = |i: usize| rows.map_or(i, |rows| rows[i]);
         saved
@@ -204,6 +203,7 @@ impl<R: Real> Model<R> {
             words,
             map: work,
             attention,
+            ..
         } = scratch;
         let [h_qkv, h_o, h_gate_up, h_down] = &saved.hidden;
 
@@ -272,15 +272,9 @@ impl<R: Real> Model<R> {
             scatter(attn, rows, t, ow);
         }
         size(d_qkv, t * w);
-        forest::backward(
-            compute,
-            d_qkv,
-            attn,
-            &saved.qkv,
-            pass.forest,
-            heads,
-            attention,
-        );
+        in_place(compute, attn, ow, words, rounded, |_, _| {});
+        let d_out = In::new(attn, words);
+        attention.backward(pass, d_qkv, d_out, &saved.qkv, heads);
         in_place(compute, d_qkv, w, words, rounded, |first, rows| {
             self.rotate_rows(pass, first, rows, -R::ONE);
         });
@@ -334,6 +328,47 @@ impl<R: Real> Model<R> {
         for (row, &pos) in rows.zip(&pass.positions[first..]) {
             let (cos, sin) = pass.rope.at(pos);
             ops::rope(pass.compute.isa(), &mut row[..rotated], cos, sin, sign);
+        }
+    }
+}
+
+/// Buffers of attention: in full precision, or on rounded rows.
+#[derive(Clone, Debug, Default)]
+struct Attention<R> {
+    full: forest::Buffers<R>,
+    rounded: rounded::Buffers,
+}
+
+impl<R: Real> Attention<R> {
+    fn forward(&mut self, pass: &Pass<'_, R>, out: &mut [R], qkv: &Rows<R>, heads: HeadDims) {
+        let (compute, forest) = (pass.compute, pass.forest);
+        if pass.rounded {
+            let qkv = Pairs::new(&qkv.words, heads.qkv_width() / 2);
+            let buffers = &mut self.rounded;
+            rounded::forward(compute, f32s(out), qkv, forest, heads, buffers);
+        } else {
+            let buffers = &mut self.full;
+            forest::forward(compute, out, &qkv.plain, forest, heads, buffers);
+        }
+    }
+
+    fn backward(
+        &mut self,
+        pass: &Pass<'_, R>,
+        d_qkv: &mut [R],
+        d_out: In<'_, R>,
+        qkv: &Rows<R>,
+        heads: HeadDims,
+    ) {
+        let (compute, forest) = (pass.compute, pass.forest);
+        if pass.rounded {
+            let qkv = Pairs::new(&qkv.words, heads.qkv_width() / 2);
+            let d_out = Pairs::new(d_out.words, heads.out_width() / 2);
+            let buffers = &mut self.rounded;
+            rounded::backward(compute, f32s(d_qkv), d_out, qkv, forest, heads, buffers);
+        } else {
+            let (d_out, qkv, buffers) = (d_out.plain, &qkv.plain, &mut self.full);
+            forest::backward(compute, d_qkv, d_out, qkv, forest, heads, buffers);
         }
     }
 }

@@ -426,6 +426,6 @@ pub(super) fn column_sums<R: Real>(
         .chunks_mut(sums, COLS, |i, sums| add(i * COLS, sums));
 }
 
-fn f32s<R: Real>(x: &mut [R]) -> &mut [f32] {
+pub(super) fn f32s<R: Real>(x: &mut [R]) -> &mut [f32] {
     R::as_f32_mut(x).expect("only f32 is rounded")
 }

@@ -82,16 +82,17 @@ pub fn train_bytes(
     let adapter = lora.map_or(0, |lora| {
         LoraLayout::new(lora, config).n_params() * (4 + 4 + 2 * 2 + 2 * padding)
     });
-    // Per token: what is kept is qkv, attn (rounded), x_mid, gate and up, hidden rows.
-    let saved = 4 * w + 2 * ow + 4 * d + 8 * f + 2 * n_adapted * rank;
+    // Per token: what is kept is qkv and attn (rounded), x_mid, gate and up, hidden rows.
+    let saved = 2 * w + 2 * ow + 4 * d + 8 * f + 2 * n_adapted * rank;
     let kept = n_layers
         - recompute
             .layers(n_layers)
             .saturating_sub(1)
             .min(n_layers - 1);
     let activations = tokens * (kept * saved + (n_layers + 1) * 4 * d);
-    let shared = 2 * d + 2 * f + 4 * ow + 8 * d + 4 * f + 4 * w + 4 * f;
-    let attention = 8 * config.n_kv_heads * config.head_dim + 12 * config.n_heads;
+    let shared = 2 * d + 2 * f + 4 * ow + 8 * d + 4 * f + 8 * w + 4 * f;
+    // Keys and values laid out, queries and gradients stacked, statistics.
+    let attention = 4 * config.n_kv_heads * config.head_dim + 4 * ow + 12 * config.n_heads;
     let head = HEAD_ROWS * (config.vocab * 6 + 14 * d);
     let stacked = if lora.is_some() { 8 * rank * 3 } else { 4 * f };
     let scratch = tokens * (shared + attention + stacked) + head;

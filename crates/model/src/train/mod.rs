@@ -234,6 +234,7 @@ impl<R: Real> Model<R> {
         R::as_f32(&[]).is_some()
             && ranks_pair_up
             && self.config.d_ffn.is_multiple_of(2)
+            && self.config.head_dim.is_multiple_of(2)
             && self.layers.iter().all(bf16)
     }
 }
