@@ -196,8 +196,8 @@ pub(crate) struct TrainArgs {
     /// System message put before every row that has none
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// What is trained [default: sft]
-    #[arg(long, value_enum)]
+    /// What is trained: `sft`, an adapter on every linear layer, or `full`, every weight [default: sft]
+    #[arg(long, value_enum, hide_possible_values = true)]
     pub(crate) method: Option<MethodArg>,
     /// Most memory, in MiB: decides how many tokens a pass takes, and what is computed twice instead of being kept
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]

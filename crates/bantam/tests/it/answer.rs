@@ -39,6 +39,57 @@ fn world() -> World {
     world
 }
 
+/// It is a model of its own: its base may go. It answers, and is exported, like an adapter's run.
+#[test]
+fn a_run_that_trained_every_weight_is_a_model_of_its_own() {
+    let world = World::empty();
+    tiny::write_model(&world.at("base"), 0);
+    tiny::write_rows(&world.at("train.jsonl"), 300, 1);
+    tiny::write_rows(&world.at("test.jsonl"), 30, 2);
+    let train = [
+        "train",
+        "--base",
+        "./base",
+        "--train",
+        "train.jsonl",
+        "--system",
+        tiny::SYSTEM,
+        "--out",
+        "run",
+        "--method",
+        "full",
+        "--max-steps",
+        "120",
+        "--batch",
+        "8",
+        "--lr",
+        "3e-3",
+    ];
+    succeeded(&world.run(&train));
+    std::fs::remove_dir_all(world.at("base")).unwrap();
+    let score = |model: &str, more: &[&str]| {
+        let words = [
+            "eval",
+            "--model",
+            model,
+            "--data",
+            "test.jsonl",
+            "--metric",
+            "label",
+        ];
+        let report = world.json(&[&words[..], more, &["--json"]].concat());
+        report["score"].as_f64().unwrap()
+    };
+    // The system message is the run's.
+    let own = score("run", &[]);
+    assert!(own > 0.8, "it has learnt the labels: {own}");
+    world.json(&[
+        "export", "--model", "run", "--out", "out.gguf", "--type", "f32", "--json",
+    ]);
+    let exported = score("./out.gguf", &["--system", tiny::SYSTEM]);
+    assert!((own - exported).abs() < 0.1, "{own} and {exported}");
+}
+
 /// One run, all commands: training it anew for each would be most of the time.
 #[test]
 fn a_run_is_judged_talked_to_and_served() {
