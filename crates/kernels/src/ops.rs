@@ -115,10 +115,22 @@ for_each_isa! {
         for ((out, x), rstd) in out.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(rstd) {
             let mean = dot_body(x, x) / R::from_f64(d as f64);
             *rstd = R::ONE / (mean + eps).sqrt();
-            for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
-                *out = w * (x * *rstd);
-            }
+            scale_row(out, x, w, *rstd);
         }
+    }
+}
+
+for_each_isa! {
+    /// [`rms_norm`] of some columns of one row whose `rstd` is known.
+    pub(crate) fn scaled(out: &mut [f32], x: &[f32], w: &[f32], rstd: f32) {
+        scale_row(out, x, w, rstd);
+    }
+}
+
+#[inline(always)]
+fn scale_row<R: Real>(out: &mut [R], x: &[R], w: &[R], rstd: R) {
+    for ((out, &x), &w) in out.iter_mut().zip(x).zip(w) {
+        *out = w * (x * rstd);
     }
 }
 
@@ -173,10 +185,22 @@ for_each_isa! {
         assert_eq!(out.len() * 2, gate_up.len());
         for (out, gate_up) in out.chunks_exact_mut(f).zip(gate_up.chunks_exact(2 * f)) {
             let (gate, up) = gate_up.split_at(f);
-            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-                *out = g / (R::ONE + (-g).exp()) * u;
-            }
+            gate_row(out, gate, up);
         }
+    }
+}
+
+for_each_isa! {
+    /// [`swiglu`] of some columns of one row, whose gate and up lie apart and may go on.
+    pub(crate) fn gated(out: &mut [f32], gate: &[f32], up: &[f32]) {
+        gate_row(out, gate, up);
+    }
+}
+
+#[inline(always)]
+fn gate_row<R: Real>(out: &mut [R], gate: &[R], up: &[R]) {
+    for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+        *out = g / (R::ONE + (-g).exp()) * u;
     }
 }
 

@@ -40,8 +40,9 @@ const TASK_TILES: usize = 22;
 /// Weights that a task reads in one go: long enough to stream, short enough that threads end
 /// together.
 const TASK_BYTES: usize = 48 << 10;
-/// Tiles of a panel from which on it pays to unpack it to bytes first.
-const WIDE_TILES: usize = 8;
+/// Tiles of a panel from which on it pays to unpack it to bytes first: the rows that a thread takes
+/// of a prompt are seven.
+const WIDE_TILES: usize = 7;
 /// How far ahead of a single tile to ask for weights, in lines.
 const AHEAD: usize = 64;
 
@@ -384,20 +385,20 @@ impl Tile<'_> {
     /// `y` points to `n_rows` rows of `n_cols`, `y_stride` apart, that nobody else touches
     /// meanwhile; the slices hold what the sizes say in this format.
     unsafe fn run(&self, isa: Isa, format: Format, y: *mut f32) {
+        #[cfg(target_arch = "x86_64")]
+        if isa.0 >= Level::Avx512Vnni {
+            // SAFETY: the level was detected; the caller vouches for the rest.
+            return unsafe { vnni::product(format, self, y) };
+        }
         let layout = Layout::of(format);
         let mut sums = [[0.0; PANEL]; TILE];
         match isa.0 {
-            Level::Scalar => portable::scalar(layout, self, &mut sums),
-            // SAFETY: the level was detected.
             #[cfg(target_arch = "x86_64")]
+            // SAFETY: the level was detected.
             Level::Avx2 | Level::Avx512 => unsafe {
                 portable::avx2::product(layout, self, &mut sums);
             },
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx512Vnni | Level::Avx512Bf16 => {
-                // SAFETY: the level was detected; the caller vouches for the rest.
-                return unsafe { vnni::product(format, self, y) };
-            }
+            _ => portable::scalar(layout, self, &mut sums),
         }
         for (r, sums) in sums[..self.n_rows].iter().enumerate() {
             // SAFETY: row r of the block that the caller vouches for.

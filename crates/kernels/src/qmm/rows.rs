@@ -1,12 +1,16 @@
 //! Activations in eight bits: what a quantised product reads beside the weights.
 
 use super::layout::STEP;
-use crate::isa::for_each_isa;
+use crate::isa::{Level, for_each_isa};
+use crate::par::Parts;
 use crate::{Compute, Isa, ops};
 use bytemuck::{Pod, Zeroable};
 
 /// Rows that a product takes together; their records interleave.
 pub(super) const TILE: usize = 6;
+
+/// Columns of a row that are worked out before they are quantised: they stay in L1.
+const PIECE: usize = 16 * STEP;
 
 /// 32 activations of one row.
 #[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
@@ -33,6 +37,8 @@ pub struct QuantRows {
     records: Vec<Record>,
     m: usize,
     k: usize,
+    /// Of the rows that are normalised.
+    rstd: Vec<f32>,
 }
 
 impl QuantRows {
@@ -56,8 +62,8 @@ impl QuantRows {
     /// Panics if `x` has another length.
     pub fn quantise(&mut self, compute: &Compute, x: &[f32], m: usize, k: usize) {
         assert_eq!(x.len(), m * k, "X is [m, k]");
-        self.fill(compute, m, k, |isa, i, out, stride| {
-            quantise_row(isa, out, stride, &x[i * k..][..k]);
+        self.fill(compute, m, k, |_, i, col, out| {
+            out.copy_from_slice(&x[i * k + col..][..out.len()]);
         });
     }
 
@@ -66,31 +72,33 @@ impl QuantRows {
     pub fn quantise_norm(&mut self, compute: &Compute, x: &[f32], m: usize, w: &[f32], eps: f32) {
         let k = w.len();
         assert_eq!(x.len(), m * k, "X is [m, k]");
-        self.fill(compute, m, k, |isa, i, out, stride| {
-            let x = &x[i * k..][..k];
-            let mean = ops::dot(isa, x, x) / k as f32;
-            let rstd = 1.0 / (mean + eps).sqrt();
-            quantise_norm_row(isa, out, stride, x, w, rstd);
+        let mut rstd = std::mem::take(&mut self.rstd);
+        rstd.resize(m, 0.0);
+        ops::rms_norm_rstd(compute.isa(), &mut rstd, x, eps);
+        self.fill(compute, m, k, |isa, i, col, out| {
+            let (x, w) = (&x[i * k + col..][..out.len()], &w[col..][..out.len()]);
+            ops::scaled(isa, out, x, w, rstd[i]);
         });
+        self.rstd = rstd;
     }
 
     /// Quantises the gated activation of `gate_up [m, 2 f]`: the bits of [`ops::swiglu`]
     /// followed by [`QuantRows::quantise`].
     pub fn quantise_swiglu(&mut self, compute: &Compute, gate_up: &[f32], m: usize, f: usize) {
         assert_eq!(gate_up.len(), 2 * m * f, "the gate and up are [m, 2 f]");
-        self.fill(compute, m, f, |isa, i, out, stride| {
+        self.fill(compute, m, f, |isa, i, col, out| {
             let (gate, up) = gate_up[2 * i * f..][..2 * f].split_at(f);
-            quantise_swiglu_row(isa, out, stride, gate, up);
+            ops::gated(isa, out, &gate[col..], &up[col..]);
         });
     }
 
-    /// Runs `row(isa, i, out, stride)` for each row: its record of step `s` is `out[s * stride]`.
+    /// Quantises what `values(isa, i, col, out)` writes: columns `col..` of row `i` into `out`.
     fn fill(
         &mut self,
         compute: &Compute,
         m: usize,
         k: usize,
-        row: impl Fn(Isa, usize, &mut [Record], usize) + Sync,
+        values: impl Fn(Isa, usize, usize, &mut [f32]) + Sync,
     ) {
         let n_steps = k.div_ceil(STEP);
         (self.m, self.k) = (m, k);
@@ -99,23 +107,31 @@ impl QuantRows {
         if self.records.len() < len {
             self.records.resize(len, Record::zeroed());
         }
-        let records = &mut self.records[..len];
-        if records.is_empty() {
-            return;
-        }
-        let tile_len = TILE * n_steps;
-        let one_tile = |t: usize, tile: &mut [Record]| {
+        let n_pieces = k.div_ceil(PIECE);
+        let records = Parts::new(&mut self.records[..len]);
+        // Pieces of a tile, not whole rows: sixteen rows are three tiles, but two threads.
+        let task = |task: usize| {
+            let (t, piece) = (task / n_pieces, task % n_pieces);
+            let (col, end) = (piece * PIECE, ((piece + 1) * PIECE).min(k));
             let n_rows = TILE.min(m - t * TILE);
+            let steps = col / STEP..end.div_ceil(STEP);
+            let first = t * TILE * n_steps;
+            // SAFETY: the steps of a piece of a tile lie together, and no other task has them.
+            let out =
+                unsafe { records.slice(first + steps.start * n_rows..first + steps.end * n_rows) };
+            let mut buffer = [0.0; PIECE];
             for r in 0..n_rows {
-                row(compute.isa(), t * TILE + r, &mut tile[r..], n_rows);
+                let buffer = &mut buffer[..end - col];
+                values(compute.isa(), t * TILE + r, col, buffer);
+                quantise_row(compute.isa(), &mut out[r..], n_rows, buffer);
             }
         };
+        let n_tasks = m.div_ceil(TILE) * n_pieces;
         // A few thousand activations take less time than waking a thread.
         if m * k <= 4096 {
-            let tiles = records.chunks_mut(tile_len).enumerate();
-            tiles.for_each(|(t, tile)| one_tile(t, tile));
+            (0..n_tasks).for_each(task);
         } else {
-            compute.pool().chunks_mut(records, tile_len, one_tile);
+            compute.pool().run(n_tasks, task);
         }
     }
 
@@ -139,46 +155,49 @@ impl QuantRows {
     }
 }
 
-for_each_isa! {
-    /// Quantises one row; see [`QuantRows`].
-    #[allow(unreachable_pub)]
-    pub fn quantise_row(out: &mut [Record], stride: usize, x: &[f32]) {
-        let (steps, rest) = x.as_chunks::<STEP>();
-        for (s, x) in steps.iter().enumerate() {
-            out[s * stride] = record(x);
-        }
-        if !rest.is_empty() {
-            let mut last = [0.0; STEP];
-            last[..rest.len()].copy_from_slice(rest);
-            out[steps.len() * stride] = record(&last);
-        }
+/// Quantises some columns of one row: the record of step `s` is `out[s * stride]`.
+fn quantise_row(isa: Isa, out: &mut [Record], stride: usize, x: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa.0 >= Level::Avx512 {
+        // SAFETY: the level was detected.
+        return unsafe { avx512::quantise_row(out, stride, x) };
     }
+    portable_row(isa, out, stride, x);
 }
 
 for_each_isa! {
     #[allow(unreachable_pub)]
-    pub fn quantise_norm_row(out: &mut [Record], stride: usize, x: &[f32], w: &[f32], rstd: f32) {
-        for (s, (x, w)) in x.chunks(STEP).zip(w.chunks(STEP)).enumerate() {
-            let mut values = [0.0; STEP];
-            for ((out, &x), &w) in values.iter_mut().zip(x).zip(w) {
-                *out = w * (x * rstd);
-            }
-            out[s * stride] = record(&values);
-        }
+    pub fn portable_row(out: &mut [Record], stride: usize, x: &[f32]) {
+        each_step(out, stride, x, record);
     }
 }
 
-for_each_isa! {
-    #[allow(unreachable_pub)]
-    pub fn quantise_swiglu_row(out: &mut [Record], stride: usize, gate: &[f32], up: &[f32]) {
-        use crate::Real;
-        for (s, (gate, up)) in gate.chunks(STEP).zip(up.chunks(STEP)).enumerate() {
-            let mut values = [0.0; STEP];
-            for ((out, &g), &u) in values.iter_mut().zip(gate).zip(up) {
-                *out = g / (1.0 + Real::exp(-g)) * u;
-            }
-            out[s * stride] = record(&values);
-        }
+/// Quantises `x` by `record`; where it ends within a step, zeros follow.
+#[inline(always)]
+fn each_step(
+    out: &mut [Record],
+    stride: usize,
+    x: &[f32],
+    record: impl Fn(&[f32; STEP]) -> Record,
+) {
+    let (steps, rest) = x.as_chunks::<STEP>();
+    for (s, x) in steps.iter().enumerate() {
+        out[s * stride] = record(x);
+    }
+    if !rest.is_empty() {
+        let mut last = [0.0; STEP];
+        last[..rest.len()].copy_from_slice(rest);
+        out[steps.len() * stride] = record(&last);
+    }
+}
+
+/// The scale of a block whose largest magnitude is `max`, and its inverse.
+#[inline(always)]
+fn scale_of(max: f32) -> (f32, f32) {
+    if max < 1e-30 {
+        (0.0, 0.0)
+    } else {
+        (max / 127.0, 127.0 / max)
     }
 }
 
@@ -197,11 +216,7 @@ fn record(x: &[f32; STEP]) -> Record {
         lanes[i] = a.max(b);
     }
     let max = f32::from_bits(lanes.into_iter().fold(0, u32::max));
-    let (scale, inverse) = if max < 1e-30 {
-        (0.0, 0.0)
-    } else {
-        (max / 127.0, 127.0 / max)
-    };
+    let (scale, inverse) = scale_of(max);
     let mut codes = [0i8; STEP];
     let (mut low, mut high) = (0i32, 0i32);
     for i in 0..16 {
@@ -217,5 +232,57 @@ fn record(x: &[f32; STEP]) -> Record {
         scaled_sum: scale * sum as f32,
         neg_sum: -128 * sum,
         neg_sum_low: -128 * low,
+    }
+}
+
+/// [`record`] in vectors: left to the compiler, its sums over lanes take most of the time.
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use super::{ROUND, Record, STEP, each_step, scale_of};
+    use std::arch::x86_64::*;
+
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    pub(super) fn quantise_row(out: &mut [Record], stride: usize, x: &[f32]) {
+        each_step(out, stride, x, |x| record(x));
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+    fn record(x: &[f32; STEP]) -> Record {
+        // SAFETY: both halves lie within `x`.
+        let x = unsafe {
+            [
+                _mm512_loadu_ps(x.as_ptr()),
+                _mm512_loadu_ps(x.as_ptr().add(16)),
+            ]
+        };
+        let magnitude = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
+        let max = _mm512_max_epu32(magnitude(x[0]), magnitude(x[1]));
+        let (scale, inverse) = scale_of(f32::from_bits(_mm512_reduce_max_epu32(max)));
+        let codes = x.map(|x| {
+            let rounded = _mm512_add_ps(
+                _mm512_mul_ps(x, _mm512_set1_ps(inverse)),
+                _mm512_set1_ps(ROUND),
+            );
+            _mm512_cvtepi32_epi8(_mm512_castps_si512(rounded))
+        });
+        let codes = _mm256_set_m128i(codes[1], codes[0]);
+        // Pairs, then fours, then the four fours of either half.
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes);
+        let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        let sums = _mm256_add_epi32(fours, _mm256_shuffle_epi32::<0x4e>(fours));
+        let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0xb1>(sums));
+        let low = _mm256_extract_epi32::<0>(sums);
+        let sum = low + _mm256_extract_epi32::<4>(sums);
+        let mut out = Record {
+            codes: [0; STEP],
+            scale,
+            scaled_sum: scale * sum as f32,
+            neg_sum: -128 * sum,
+            neg_sum_low: -128 * low,
+        };
+        // SAFETY: 32 codes are 32 bytes.
+        unsafe { _mm256_storeu_si256(out.codes.as_mut_ptr().cast(), codes) };
+        out
     }
 }
