@@ -35,9 +35,9 @@ pub(crate) struct Args {
     /// Threads for both sides
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Steps of the comparison of losses
-    #[arg(long, default_value_t = 100)]
-    steps: usize,
+    /// Steps of `loss` [default: 100] and of `train` [default: 20]
+    #[arg(long)]
+    steps: Option<usize>,
     /// For `loss`: the number type of PEFT's side
     #[arg(long, value_enum, default_value = "bf16")]
     peft_type: PeftType,
@@ -80,7 +80,7 @@ enum What {
     Merge,
     /// The first steps of training against PEFT: losses, tokens a second, memory
     Loss,
-    /// Speed and memory of training alone, over 30 steps
+    /// Speed and memory of training alone: each row whole, shared beginnings, long prompts, every weight
     Train,
     /// Speed of answering beside llama.cpp's server
     Bench,
@@ -118,10 +118,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         finish(answers::merge(&desk, run, args.rows.as_deref())?);
     }
     if wants(What::Loss) {
-        finish(training::loss(&desk, args.steps, args.peft_type)?);
+        finish(training::loss(
+            &desk,
+            args.steps.unwrap_or(100),
+            args.peft_type,
+        )?);
     }
     if wants(What::Train) {
-        finish(training::train(&desk, 30)?);
+        finish(training::train(&desk, args.steps.unwrap_or(20))?);
     }
     if wants(What::Bench) {
         let all = [Piece::Raw, Piece::Json, Piece::Labels, Piece::Start];

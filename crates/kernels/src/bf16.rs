@@ -15,10 +15,12 @@ mod adapted;
 mod outer;
 
 pub use adapted::{Pairs, Tail, Thin, thin};
-pub use outer::{Outer, add_outer, stack, stack_rows};
+pub use outer::{Outer, add_outer, add_stacked, stack, stack_rows};
 
-/// Columns of a panel for [`stack`] that suits [`add_outer`] when there are many.
+/// Columns of a panel of [`stack`] for the left operand of [`add_stacked`].
 pub const STACK_PANEL: usize = 48;
+/// The same for the right one.
+pub const WIDE_PANEL: usize = 64;
 
 /// Rows of `W` side by side in one panel: three vectors of sixteen lanes.
 const PANEL: usize = 48;

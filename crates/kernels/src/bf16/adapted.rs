@@ -200,14 +200,14 @@ impl PackedBf16 {
         compute
             .pool()
             .chunks_mut(&mut self.panels, PANEL * pairs, |i, panel| {
-                for (j, w) in w[i * PANEL * k..n.min((i + 1) * PANEL) * k]
-                    .chunks_exact(k)
-                    .enumerate()
-                {
-                    for (p, pair) in w.chunks(2).enumerate() {
-                        let high = pair.get(1).map_or(0, |&x| round_bits(x));
-                        panel[p * PANEL + j] = round_bits(pair[0]) | high << 16;
-                    }
+                let rows = &w[i * PANEL * k..n.min((i + 1) * PANEL) * k];
+                let mut words = vec![0; rows.len() / k * pairs];
+                for (words, row) in words.chunks_exact_mut(pairs).zip(rows.chunks_exact(k)) {
+                    round_to_bf16_pairs(compute.isa(), words, row);
+                }
+                for (p, out) in panel.chunks_exact_mut(PANEL).enumerate() {
+                    let column = words[p..].iter().step_by(pairs);
+                    out.iter_mut().zip(column).for_each(|(out, &word)| *out = word);
                 }
             });
     }

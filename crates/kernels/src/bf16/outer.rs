@@ -4,7 +4,7 @@
 //! rounding leaves them; the kernel turns `V` while it loads. Each element is one chain of
 //! pairs of rows in ascending order, from zero, added to `C` once.
 
-use super::Pairs;
+use super::{Block, Pairs, STACK_PANEL, WIDE_PANEL};
 use crate::isa::{Level, for_each_isa};
 use crate::par::Parts;
 use crate::{Compute, Isa};
@@ -89,16 +89,80 @@ pub fn add_outer(compute: &Compute, c: &mut [f32], jobs: &[Outer<'_>]) {
             for i in (first_row..last_row).step_by(TILE) {
                 let (rows, cols) = (TILE.min(last_row - i), COLS.min(last_col - j));
                 sums(compute.isa(), &mut tile, job, (i, rows), (j, cols));
-                for (r, sums) in tile.iter().enumerate().take(rows) {
-                    for (s, &sum) in sums.iter().enumerate().take(cols) {
-                        let at = job.at + (i + r) * job.strides.0 + (j + s) * job.strides.1;
-                        // SAFETY: inside C and in no other product by the assertions above, in
-                        // no other task of this one as tasks cut rows and columns.
-                        let c = unsafe { &mut *c.at(at) };
-                        *c = job.alpha.mul_add(sum, *c);
+                let at = job.at + i * job.strides.0 + j * job.strides.1;
+                let (lines, apart, len) = match job.strides {
+                    (apart, 1) => (rows, apart, cols),
+                    (_, apart) => (cols, apart, rows),
+                };
+                let is_turned = job.strides.1 != 1;
+                let mut line = [0.0; COLS];
+                for l in 0..lines {
+                    for (s, line) in line.iter_mut().enumerate().take(len) {
+                        *line = if is_turned { tile[s][l] } else { tile[l][s] };
                     }
+                    let start = at + l * apart;
+                    // SAFETY: inside C and in no other product by the assertions above, in no
+                    // other task of this one as tasks cut rows and columns.
+                    let c = unsafe { c.slice(start..start + len) };
+                    add_line(compute.isa(), c, &line[..len], job.alpha);
                 }
             }
+        }
+    });
+}
+
+for_each_isa! {
+    /// `c = alpha sums + c` with one rounding.
+    fn add_line(c: &mut [f32], sums: &[f32], alpha: f32) {
+        for (c, &sum) in c.iter_mut().zip(sums) {
+            *c = alpha.mul_add(sum, *c);
+        }
+    }
+}
+
+/// `C [m, n] += U^T V`, the gradient of a whole weight: both operands stacked, `U [T, m]` in panels of
+/// [`STACK_PANEL`] columns and `V [T, n]` in panels of [`WIDE_PANEL`].
+///
+/// Each element goes on as one chain of pairs of rows in ascending order, from what `C` holds.
+/// Panics if an operand has another size.
+pub fn add_stacked(
+    compute: &Compute,
+    c: &mut [f32],
+    (u, m): (&[u32], usize),
+    (v, n): (&[u32], usize),
+    t: usize,
+) {
+    /// Panels of `V` that a task takes.
+    const PANELS: usize = 3;
+    let pairs = t.div_ceil(2);
+    let (u_panels, v_panels) = (m.div_ceil(STACK_PANEL), n.div_ceil(WIDE_PANEL));
+    assert_eq!(c.len(), m * n, "C is [m, n]");
+    assert_eq!(u.len(), u_panels * pairs * STACK_PANEL, "U is [T, m]");
+    assert_eq!(v.len(), v_panels * pairs * WIDE_PANEL, "V is [T, n]");
+    if pairs == 0 || m == 0 || n == 0 {
+        return;
+    }
+    let c = Parts::new(c);
+    let cuts = v_panels.div_ceil(PANELS);
+    compute.pool().run(u_panels * cuts, |task| {
+        let (row_panel, cut) = (task / cuts, task % cuts);
+        let first_row = row_panel * STACK_PANEL;
+        for col_panel in cut * PANELS..v_panels.min((cut + 1) * PANELS) {
+            let first_col = col_panel * WIDE_PANEL;
+            let block = Block {
+                x: &u[row_panel * pairs * STACK_PANEL..][..pairs * STACK_PANEL],
+                x_stride: 1,
+                x_step: STACK_PANEL,
+                panel: &v[col_panel * pairs * WIDE_PANEL..][..pairs * WIDE_PANEL],
+                w_stride: WIDE_PANEL,
+                y_stride: n,
+                n_rows: STACK_PANEL.min(m - first_row),
+                n_cols: WIDE_PANEL.min(n - first_col),
+                n_pairs: pairs,
+                go_on: true,
+            };
+            // SAFETY: C holds [m, n]; tasks have their own rows and columns of it.
+            unsafe { block.run(compute.isa(), c.at(first_row * n + first_col)) };
         }
     });
 }
@@ -305,6 +369,47 @@ mod tests {
             round_to_bf16_pairs(Isa::SCALAR, words, x);
         }
         words
+    }
+
+    #[test]
+    fn a_whole_weight_s_gradient_is_the_definition_and_adds_up() {
+        for (t, m, n) in [(1, 2, 2), (7, 50, 130), (64, 48, 64), (33, 100, 34)] {
+            let (u, v) = (numbers(t * m, 3), numbers(t * n, 4));
+            let round = |x: f32| f64::from(bf16::from_f32(x).to_f32());
+            let mut widened: Option<Vec<f32>> = None;
+            for (isa, threads) in Isa::available().into_iter().zip([1, 2, 3, 2, 1]) {
+                let compute = Compute::with_isa(threads, isa);
+                let stacked = |x: &[f32], cols: usize, panel: usize| {
+                    let (words, mut out) = (rounded(x, cols), Vec::new());
+                    stack(
+                        &compute,
+                        &mut out,
+                        Pairs::new(&words, cols / 2),
+                        t,
+                        cols,
+                        panel,
+                    );
+                    out
+                };
+                let (us, vs) = (stacked(&u, m, STACK_PANEL), stacked(&v, n, WIDE_PANEL));
+                let mut c = vec![1.0; m * n];
+                add_stacked(&compute, &mut c, (&us, m), (&vs, n), t);
+                for (at, got) in c.iter().enumerate() {
+                    let (i, j) = (at / n, at % n);
+                    let terms = (0..t).map(|p| round(u[p * m + i]) * round(v[p * n + j]));
+                    let want = 1.0 + terms.sum::<f64>();
+                    assert!((f64::from(*got) - want).abs() < 1e-4, "{} {at}", isa.name());
+                }
+                if isa.0 < Level::Avx512Bf16 {
+                    assert_eq!(
+                        widened.get_or_insert_with(|| c.clone()),
+                        &c,
+                        "{}",
+                        isa.name()
+                    );
+                }
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use crate::linear::Linear;
 use crate::lora::{Fused, Group, Lora};
-use bantam_kernels::bf16::{self, Outer, PackedBf16, Pairs, STACK_PANEL, Tail, Thin};
+use bantam_kernels::bf16::{self, Outer, PackedBf16, Pairs, STACK_PANEL, Tail, Thin, WIDE_PANEL};
 use bantam_kernels::gemm::{Call, Dims, View, Write};
 use bantam_kernels::{Compute, Real};
 
@@ -195,7 +195,7 @@ pub(super) struct Map<'a, R> {
 pub(super) struct MapWork<R> {
     words: Vec<u32>,
     d_hidden: Rows<R>,
-    stacked: [Vec<u32>; 3],
+    stacked: [Vec<u32>; 4],
 }
 
 impl<R: Real> Map<'_, R> {
@@ -322,7 +322,7 @@ impl<R: Real> Map<'_, R> {
         let MapWork {
             d_hidden, stacked, ..
         } = work;
-        let [up, down, whole] = stacked;
+        let [up, down, whole, across] = stacked;
         if let (Some((group, _)), Some(packed)) = (self.group(), self.packed) {
             let (rank, width) = (group.rank, group.width());
             let thin = |(i, w): (usize, _)| {
@@ -361,19 +361,13 @@ impl<R: Real> Map<'_, R> {
                 });
             }
         }
-        if let Some(place) = self.place {
-            bf16::stack(compute, whole, dy_rows, t, n_out, STACK_PANEL);
-            let panels = whole.chunks(STACK_PANEL * t.div_ceil(2).max(1));
-            jobs.extend(panels.enumerate().map(|(i, u)| Outer {
-                u,
-                u_stride: STACK_PANEL,
-                m: STACK_PANEL.min(n_out - i * STACK_PANEL),
-                at: place.weight + i * STACK_PANEL * n_in,
-                ..base
-            }));
-        }
         bf16::add_outer(compute, f32s(d_params), &jobs);
-        if self.place.is_some() {
+        if let Some(place) = self.place {
+            let x_rows = Pairs::new(x.words, n_in / 2);
+            bf16::stack(compute, whole, dy_rows, t, n_out, STACK_PANEL);
+            bf16::stack(compute, across, x_rows, t, n_in, WIDE_PANEL);
+            let d_weight = &mut f32s(d_params)[place.weight..][..n_out * n_in];
+            bf16::add_stacked(compute, d_weight, (whole, n_out), (across, n_in), t);
             self.bias_grad(compute, d_params, dy.plain);
         }
         if let Some(dx) = dx {

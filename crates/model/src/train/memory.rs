@@ -94,7 +94,7 @@ pub fn train_bytes(
     // Keys and values laid out, queries and gradients stacked, statistics.
     let attention = 4 * config.n_kv_heads * config.head_dim + 4 * ow + 12 * config.n_heads;
     let head = HEAD_ROWS * (config.vocab * 6 + 14 * d);
-    let stacked = if lora.is_some() { 8 * rank * 3 } else { 4 * f };
+    let stacked = if lora.is_some() { 8 * rank * 3 } else { 8 * f };
     let scratch = tokens * (shared + attention + stacked) + head;
     TrainBytes {
         weights: weights as u64,
