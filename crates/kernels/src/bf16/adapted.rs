@@ -207,7 +207,9 @@ impl PackedBf16 {
                 }
                 for (p, out) in panel.chunks_exact_mut(PANEL).enumerate() {
                     let column = words[p..].iter().step_by(pairs);
-                    out.iter_mut().zip(column).for_each(|(out, &word)| *out = word);
+                    out.iter_mut()
+                        .zip(column)
+                        .for_each(|(out, &word)| *out = word);
                 }
             });
     }
