@@ -12,7 +12,7 @@ pub struct Isa(pub(crate) Level);
 pub(crate) enum Level {
     /// Plain Rust. On aarch64 this already compiles to NEON with fused multiply-add.
     Scalar,
-    /// AVX2 and FMA.
+    /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
@@ -44,7 +44,7 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx2") && has!("fma") {
+            if has!("avx2") && has!("fma") && has!("f16c") {
                 levels.push(Isa(Level::Avx2));
                 if has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                     levels.push(Isa(Level::Avx512));

@@ -7,12 +7,15 @@
 //! per block of 32 columns (16 in Q2_K, Q3_K and Q6_K), in ascending order:
 //!   dot = sum_i (w_code_i - zero) x_code_i                          exact, in i32
 //!   y   = fma(dot as f32, w_scale * x_scale, y)
-//!   y   = fma(w_min, x_scale * sum_i x_code_i, y)                   formats with a minimum
+//!   y   = fma((w_code_s - zero) as f32, w_scale * x_s, y)           a block with a spike x_s
+//!   y   = fma(w_min, x_scale * sum_i x_code_i [+ x_s], y)           formats with a minimum
 //! ```
 //!
 //! and nothing else, so its bits depend neither on the instruction set nor on the batch, the
 //! tiling or the threads.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod layout;
 mod portable;
 mod rows;
@@ -390,16 +393,13 @@ impl Tile<'_> {
             // SAFETY: the level was detected; the caller vouches for the rest.
             return unsafe { vnni::product(format, self, y) };
         }
-        let layout = Layout::of(format);
-        let mut sums = [[0.0; PANEL]; TILE];
-        match isa.0 {
-            #[cfg(target_arch = "x86_64")]
-            // SAFETY: the level was detected.
-            Level::Avx2 | Level::Avx512 => unsafe {
-                portable::avx2::product(layout, self, &mut sums);
-            },
-            _ => portable::scalar(layout, self, &mut sums),
+        #[cfg(target_arch = "x86_64")]
+        if isa.0 >= Level::Avx2 {
+            // SAFETY: as above.
+            return unsafe { avx2::product(format, self, y) };
         }
+        let mut sums = [[0.0; PANEL]; TILE];
+        portable::scalar(Layout::of(format), self, &mut sums);
         for (r, sums) in sums[..self.n_rows].iter().enumerate() {
             // SAFETY: row r of the block that the caller vouches for.
             unsafe {

@@ -18,17 +18,44 @@ const PIECE: usize = 16 * STEP;
 pub(super) struct Record {
     pub(super) codes: [i8; STEP],
     pub(super) scale: f32,
-    /// `scale` times the sum of the codes: what a minimum of the weights is multiplied by.
+    /// `scale` times the sum of the codes, and the spike: what a minimum of the weights is
+    /// multiplied by.
     pub(super) scaled_sum: f32,
     /// -128 times the sum of the codes: where a dot product with codes of zero point 128 starts.
     pub(super) neg_sum: i32,
     /// The same of the first 16 codes.
     pub(super) neg_sum_low: i32,
+    /// An activation that towers over the others, kept whole; 0 where none does.
+    pub(super) spike: f32,
+    /// Its column; the code there is 0.
+    pub(super) spike_at: u16,
+    /// In the record of a tile's first row: whether any row of the tile has a spike in this step.
+    pub(super) tile_spikes: u16,
 }
+
+impl Record {
+    /// The spike, if it lies in `half` of the step; without `sixteens` there is but one half.
+    #[inline(always)]
+    pub(super) fn spike_in(&self, sixteens: bool, half: usize) -> f32 {
+        if sixteens && usize::from(self.spike_at) / 16 != half {
+            0.0
+        } else {
+            self.spike
+        }
+    }
+}
+
+/// How many times the second largest magnitude of a block the largest must exceed to be a spike.
+///
+/// A few channels of a residual stream tower over all others ("massive activations", Sun et al.
+/// 2024); in one scale with them, their neighbours would lose most of their eight bits.
+pub(super) const SPIKE: f32 = 4.0;
 
 /// Activations `X [m, k]` quantised to eight bits; the buffer is kept between calls.
 ///
-/// Math:     per 32 of a row: scale = max|x| / 127;  code = round(x * (127 / max|x|))
+/// Math:     per 32 of a row: scale = max|x| / 127;  code = round(x * (127 / max|x|));
+///           an x above 4 times all others in magnitude stays as it is, with code 0, and the
+///           others are quantised without it
 /// Numerics: to nearest, ties to even; a row's codes depend on that row alone. A block with a
 ///           NaN has a NaN scale, a block below 1e-30 is zero
 #[derive(Clone, Debug, Default)]
@@ -125,6 +152,9 @@ impl QuantRows {
                 values(compute.isa(), t * TILE + r, col, buffer);
                 quantise_row(compute.isa(), &mut out[r..], n_rows, buffer);
             }
+            for step in out.chunks_exact_mut(n_rows) {
+                step[0].tile_spikes = u16::from(step.iter().any(|record| record.spike != 0.0));
+            }
         };
         let n_tasks = m.div_ceil(TILE) * n_pieces;
         // A few thousand activations take less time than waking a thread.
@@ -204,18 +234,60 @@ fn scale_of(max: f32) -> (f32, f32) {
 /// Adding 1.5 * 2^23 rounds to an integer, ties to even, and leaves it in the low bits.
 const ROUND: f32 = 12_582_912.0;
 
+/// The records of a block of which all but the spike have been made codes.
+#[inline(always)]
+fn whole(
+    codes: [i8; STEP],
+    (low, sum): (i32, i32),
+    scale: f32,
+    spike: Option<(f32, u16)>,
+) -> Record {
+    let (spike, spike_at) = spike.unwrap_or_default();
+    Record {
+        codes,
+        scale,
+        scaled_sum: scale * sum as f32 + spike,
+        neg_sum: -128 * sum,
+        neg_sum_low: -128 * low,
+        spike,
+        spike_at,
+        tile_spikes: 0,
+    }
+}
+
 #[inline(always)]
 fn record(x: &[f32; STEP]) -> Record {
     // Magnitudes order as their bits do, and NaN above all of them.
-    let mut lanes = [0u32; 16];
-    for i in 0..16 {
-        let (a, b) = (
-            x[i].to_bits() & 0x7fff_ffff,
-            x[i + 16].to_bits() & 0x7fff_ffff,
-        );
-        lanes[i] = a.max(b);
+    let largest = |x: &[f32; STEP]| {
+        let mut lanes = [0u32; 16];
+        for i in 0..16 {
+            let (a, b) = (
+                x[i].to_bits() & 0x7fff_ffff,
+                x[i + 16].to_bits() & 0x7fff_ffff,
+            );
+            lanes[i] = a.max(b);
+        }
+        f32::from_bits(lanes.into_iter().fold(0, u32::max))
+    };
+    let mut x = *x;
+    let mut max = largest(&x);
+    let bound = max * (1.0 / SPIKE);
+    let high = x.iter().filter(|x| x.abs() >= bound).count();
+    let mut spike = None;
+    if high == 1 {
+        let at = x.iter().position(|x| x.abs() >= bound).unwrap_or_default();
+        let rest = {
+            let mut x = x;
+            x[at] = 0.0;
+            x
+        };
+        let second = largest(&rest);
+        // Alone, it is one code exactly.
+        if second > 0.0 {
+            spike = Some((x[at], at as u16));
+            (x, max) = (rest, second);
+        }
     }
-    let max = f32::from_bits(lanes.into_iter().fold(0, u32::max));
     let (scale, inverse) = scale_of(max);
     let mut codes = [0i8; STEP];
     let (mut low, mut high) = (0i32, 0i32);
@@ -225,20 +297,13 @@ fn record(x: &[f32; STEP]) -> Record {
         low += i32::from(codes[i]);
         high += i32::from(codes[i + 16]);
     }
-    let sum = low + high;
-    Record {
-        codes,
-        scale,
-        scaled_sum: scale * sum as f32,
-        neg_sum: -128 * sum,
-        neg_sum_low: -128 * low,
-    }
+    whole(codes, (low, low + high), scale, spike)
 }
 
 /// [`record`] in vectors: left to the compiler, its sums over lanes take most of the time.
 #[cfg(target_arch = "x86_64")]
 mod avx512 {
-    use super::{ROUND, Record, STEP, each_step, scale_of};
+    use super::{ROUND, Record, SPIKE, STEP, each_step, scale_of, whole};
     use std::arch::x86_64::*;
 
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
@@ -250,16 +315,39 @@ mod avx512 {
     #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
     fn record(x: &[f32; STEP]) -> Record {
         // SAFETY: both halves lie within `x`.
-        let x = unsafe {
+        let mut lanes = unsafe {
             [
                 _mm512_loadu_ps(x.as_ptr()),
                 _mm512_loadu_ps(x.as_ptr().add(16)),
             ]
         };
         let magnitude = |x| _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(i32::MAX));
-        let max = _mm512_max_epu32(magnitude(x[0]), magnitude(x[1]));
-        let (scale, inverse) = scale_of(f32::from_bits(_mm512_reduce_max_epu32(max)));
-        let codes = x.map(|x| {
+        let largest = |x: [__m512; 2]| {
+            let max = _mm512_max_epu32(magnitude(x[0]), magnitude(x[1]));
+            f32::from_bits(_mm512_reduce_max_epu32(max))
+        };
+        let mut max = largest(lanes);
+        let bound = _mm512_set1_ps(max * (1.0 / SPIKE));
+        let [low, high] = lanes.map(|x| {
+            let magnitude = _mm512_castsi512_ps(magnitude(x));
+            u32::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(magnitude, bound))
+        });
+        let high = low | high << 16;
+        let mut spike = None;
+        if high.is_power_of_two() {
+            let rest = [
+                _mm512_mask_mov_ps(lanes[0], high as u16, _mm512_setzero_ps()),
+                _mm512_mask_mov_ps(lanes[1], (high >> 16) as u16, _mm512_setzero_ps()),
+            ];
+            let second = largest(rest);
+            if second > 0.0 {
+                let at = high.trailing_zeros();
+                spike = Some((x[at as usize], at as u16));
+                (lanes, max) = (rest, second);
+            }
+        }
+        let (scale, inverse) = scale_of(max);
+        let codes = lanes.map(|x| {
             let rounded = _mm512_add_ps(
                 _mm512_mul_ps(x, _mm512_set1_ps(inverse)),
                 _mm512_set1_ps(ROUND),
@@ -274,13 +362,7 @@ mod avx512 {
         let sums = _mm256_add_epi32(sums, _mm256_shuffle_epi32::<0xb1>(sums));
         let low = _mm256_extract_epi32::<0>(sums);
         let sum = low + _mm256_extract_epi32::<4>(sums);
-        let mut out = Record {
-            codes: [0; STEP],
-            scale,
-            scaled_sum: scale * sum as f32,
-            neg_sum: -128 * sum,
-            neg_sum_low: -128 * low,
-        };
+        let mut out = whole([0; STEP], (low, sum), scale, spike);
         // SAFETY: 32 codes are 32 bytes.
         unsafe { _mm256_storeu_si256(out.codes.as_mut_ptr().cast(), codes) };
         out

@@ -1,5 +1,6 @@
 use super::*;
 use crate::ops;
+use rows::SPIKE;
 
 const FORMATS: [Format; 10] = [
     Format::Q4_0,
@@ -33,6 +34,22 @@ impl Random {
 fn numbers(n: usize, seed: u64) -> Vec<f32> {
     let mut random = Random(seed);
     (0..n).map(|_| random.float()).collect()
+}
+
+/// Activations with a spike in about every third block.
+fn spiky(n: usize, seed: u64) -> Vec<f32> {
+    let mut random = Random(seed ^ 0x5eed);
+    let mut x = numbers(n, seed);
+    for block in x.chunks_mut(STEP) {
+        if random.word().is_multiple_of(3) {
+            let at = random.word() as usize % block.len();
+            block[at] = 5.0 + 100.0 * random.float().abs();
+            if random.word().is_multiple_of(2) {
+                block[at] *= -1.0;
+            }
+        }
+    }
+    x
 }
 
 /// Blocks of random codes, extreme ones included, under scales of the size that weights have.
@@ -95,7 +112,7 @@ fn levels_give_the_bits_of_the_oracle() {
             };
             let n = [1, 31, 64, 77, 100][m % 5];
             let w = matrix(format, n, k);
-            let mut x = numbers(m * k, 7);
+            let mut x = spiky(m * k, 7);
             // Codes of +-127 throughout meet the extreme weights.
             x[..64].fill(-3.0);
             x[64..128].fill(3.0);
@@ -131,7 +148,7 @@ fn products_are_close_to_f64() {
     for format in FORMATS {
         let (m, n, k) = (9, 70, 1536);
         let w = matrix(format, n, k);
-        let x = numbers(m * k, 11);
+        let x = spiky(m * k, 11);
         let y = run(&Compute::new(2), &w, &x, m);
         let mut row = vec![0.0; k];
         let (mut error, mut power) = (0.0f64, 0.0f64);
@@ -141,8 +158,15 @@ fn products_are_close_to_f64() {
                 // What eight bits leave of the activations, worked out on its own.
                 let mut exact = 0.0f64;
                 for (x, w) in x[i * k..][..k].chunks(32).zip(row.chunks(32)) {
-                    let max = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
+                    let mut order: Vec<f32> = x.iter().map(|x| x.abs()).collect();
+                    order.sort_by(|a, b| b.total_cmp(a));
+                    let spike = order[0] > SPIKE * order[1];
+                    let max = if spike { order[1] } else { order[0] };
                     for (x, w) in x.iter().zip(w) {
+                        if x.abs() > max {
+                            exact += f64::from(*x) * f64::from(*w);
+                            continue;
+                        }
                         let code = (x * (127.0 / max)).round_ties_even();
                         exact += f64::from(code * 1.0) * f64::from(max / 127.0) * f64::from(*w);
                     }
@@ -170,7 +194,7 @@ fn products_are_close_to_f64() {
 #[test]
 fn a_row_does_not_depend_on_batch_threads_or_neighbours() {
     let (m, k) = (300, 256);
-    let x = numbers(m * k, 5);
+    let x = spiky(m * k, 5);
     for format in [Format::Q4_0, Format::Q6_K] {
         let (a, b) = (matrix(format, 100, k), matrix(Format::Q4_K, 33, k));
         for isa in Isa::available() {
@@ -207,7 +231,7 @@ fn chosen_rows_are_those_of_the_whole_product() {
         for isa in Isa::available() {
             let compute = Compute::with_isa(2, isa);
             for m in [1, 5, 8] {
-                let x = numbers(m * k, 17);
+                let x = spiky(m * k, 17);
                 let all = run(&compute, &w, &x, m);
                 let mut y = vec![f32::NAN; m * chosen.len()];
                 matmul_rows(&compute, &mut y, &rows(&compute, &x, m), &w, &chosen);
@@ -225,7 +249,7 @@ fn chosen_rows_are_those_of_the_whole_product() {
 fn quantising_is_the_same_everywhere_and_fused_as_apart() {
     for k in [1, 31, 32, 33, 100, 576, 1536] {
         for m in [1, 7, 20] {
-            let mut x = numbers(m * k, 23);
+            let mut x = spiky(m * k, 23);
             x[0] = 0.0;
             if k > 64 {
                 x[32..64].fill(0.0);
@@ -250,6 +274,30 @@ fn quantising_is_the_same_everywhere_and_fused_as_apart() {
             }
         }
     }
+}
+
+#[test]
+fn a_spike_is_kept_whole_and_the_others_keep_their_bits() {
+    let compute = Compute::new(1);
+    let mut x = vec![0.5f32; 128];
+    x[0] = 1.0;
+    // The first block: above 4 times the others; the second: exactly 4 times; the third: two of
+    // them; the fourth: nothing but the one.
+    x[17] = -4.5;
+    x[40] = 2.0;
+    x[70..72].fill(9.0);
+    x[96..].fill(0.0);
+    x[100] = 1e6;
+    let rows = rows(&compute, &x, 1);
+    let spikes: Vec<_> = rows.all().iter().map(|r| (r.spike, r.spike_at)).collect();
+    assert_eq!(spikes, [(-4.5, 17), (0.0, 0), (0.0, 0), (0.0, 0)]);
+    let first = &rows.all()[0];
+    assert_eq!(
+        (first.codes[0], first.codes[17], first.codes[1]),
+        (127, 0, 64)
+    );
+    assert_eq!(first.scale, 1.0 / 127.0);
+    assert_eq!(rows.all()[3].codes[4], 127);
 }
 
 #[test]

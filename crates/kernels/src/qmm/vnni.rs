@@ -98,6 +98,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                 }
             }
             let scales = w.add(layout.code_lines());
+            let spikes = (*x).tile_spikes != 0;
             let halves = if layout.sixteens() { 2 } else { 1 };
             for half in 0..halves {
                 let mut dots = [[_mm512_setzero_si512(); 2]; R];
@@ -132,6 +133,10 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                         let by = _mm512_mul_ps(scale[v], x_scale);
                         acc[r][v] = _mm512_fmadd_ps(dot, by, acc[r][v]);
                     }
+                    if spikes {
+                        let codes = |g, v| group::<K>(w, g, v);
+                        add_spike(&mut acc[r], x, (layout, layout.zero), half, scale, codes);
+                    }
                     if layout.has_min() {
                         let x_sum = _mm512_set1_ps(scaled_sum_of(x, layout, half));
                         for v in 0..2 {
@@ -144,6 +149,35 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
             x = x.add(R);
         }
         store::<R>(tile, &acc, y);
+    }
+}
+
+/// Adds what the spike of a row is multiplied by, if there is one in `half` of the step:
+/// `codes(g, v)` are those of a group, `zero` means zero.
+///
+/// # Safety
+/// The CPU has AVX-512 with VNNI.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) unsafe fn add_spike(
+    acc: &mut [__m512; 2],
+    x: &Record,
+    (layout, zero): (Layout, u32),
+    half: usize,
+    scale: [__m512; 2],
+    codes: impl Fn(usize, usize) -> __m512i,
+) {
+    let spike = x.spike_in(layout.sixteens(), half);
+    if spike == 0.0 {
+        return;
+    }
+    let at = usize::from(x.spike_at);
+    let one = _mm512_set1_epi32(1 << (8 * (at % 4)));
+    let start = _mm512_set1_epi32(-(zero as i32));
+    for v in 0..2 {
+        let code = _mm512_dpbusd_epi32(start, codes(at / 4, v), one);
+        let by = _mm512_mul_ps(scale[v], _mm512_set1_ps(spike));
+        acc[v] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), by, acc[v]);
     }
 }
 
@@ -162,8 +196,8 @@ pub(super) fn start_of(x: &Record, layout: Layout, half: usize) -> i32 {
 pub(super) fn scaled_sum_of(x: &Record, layout: Layout, half: usize) -> f32 {
     match (layout.sixteens(), half) {
         (false, _) => x.scaled_sum,
-        (true, 0) => x.scale * (x.neg_sum_low / -128) as f32,
-        (true, _) => x.scale * ((x.neg_sum_low - x.neg_sum) / 128) as f32,
+        (true, 0) => x.scale * (x.neg_sum_low / -128) as f32 + x.spike_in(true, 0),
+        (true, _) => x.scale * ((x.neg_sum_low - x.neg_sum) / 128) as f32 + x.spike_in(true, 1),
     }
 }
 

@@ -7,8 +7,8 @@
 use super::Tile;
 use super::layout::{Layout, Line, SUPER, Scales};
 use super::vnni::{
-    Kind, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, group, scaled_sum_of,
-    scales_of, start_of, store,
+    Kind, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0, add_spike, group,
+    scaled_sum_of, scales_of, start_of, store,
 };
 use crate::quant::Format;
 use std::arch::x86_64::*;
@@ -159,6 +159,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mu
                 }
                 packed = packed.wrapping_add(tile.panel.len() / tile.n_steps);
             }
+            let spikes = (*x).tile_spikes != 0;
             let halves = if layout.sixteens() { 2 } else { 1 };
             for half in 0..halves {
                 let mut dots = [[_mm512_setzero_si512(); 2]; R];
@@ -184,6 +185,13 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mu
                         let dot = _mm512_cvtepi32_ps(dots[r][v]);
                         let by = _mm512_mul_ps(scale[v], x_scale);
                         acc[r][v] = _mm512_fmadd_ps(dot, by, acc[r][v]);
+                    }
+                }
+                if spikes {
+                    let zero = if layout.has_min() { 0 } else { 128 };
+                    let codes = |g: usize, v: usize| _mm512_load_si512(w.add(2 * g + v).cast());
+                    for r in 0..R {
+                        add_spike(&mut acc[r], &*x.add(r), (layout, zero), half, scale, codes);
                     }
                 }
                 if layout.has_min() {
