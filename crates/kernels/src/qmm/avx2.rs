@@ -62,6 +62,10 @@ unsafe fn rows<K: Kind>(tile: &Tile<'_>, y: *mut f32) {
         low: [[_mm256_setzero_si256(); VECTORS]; 8],
         high: [[_mm256_setzero_si256(); VECTORS]; 8],
     };
+    let halves = if layout.sixteens() { 2 } else { 1 };
+    // Unknown to the compiler: unrolled, it takes the products of all groups ahead of the sums
+    // and spills them.
+    let n_groups = std::hint::black_box(8 / halves);
     let mut w = tile.panel.as_ptr();
     let mut header = w;
     let mut x = tile.x.as_ptr();
@@ -88,9 +92,8 @@ unsafe fn rows<K: Kind>(tile: &Tile<'_>, y: *mut f32) {
                     }
                 }
             }
-            let halves = if layout.sixteens() { 2 } else { 1 };
             for half in 0..halves {
-                let groups = half * 4..half * 4 + 8 / halves;
+                let groups = half * n_groups..(half + 1) * n_groups;
                 let (scale, min) = scales_of::<K>(header, scales, half);
                 let mut pairs = rows.chunks_exact(2);
                 let mut r = 0;
