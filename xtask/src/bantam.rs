@@ -51,6 +51,14 @@ impl Bantam {
         Ok(Bantam(path))
     }
 
+    /// The binary that is measured: `$BANTAM_BIN`, or a release build.
+    pub(crate) fn measured() -> Result<Bantam> {
+        match std::env::var_os("BANTAM_BIN") {
+            Some(path) => Ok(Bantam(path.into())),
+            None => Bantam::build("release"),
+        }
+    }
+
     /// A command of the binary, blind to the user's settings and cache.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
         let mut command = sh::command(&self.0);

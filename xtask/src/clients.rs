@@ -19,15 +19,20 @@ const NODE_PACKAGES: [&str; 1] = ["openai@7.57.0"];
 /// The name that the tests give the served model.
 pub(crate) const MODEL_ID: &str = "tiny";
 
-/// A Python that has the packages, installed if need be. The environment is made without a pip of its own, which
-/// some systems keep in yet another package; the system's pip fills it.
+/// A Python that has the packages of the official client.
 pub(crate) fn python() -> Result<PathBuf> {
+    python_with("pyenv", &PYTHON_PACKAGES)
+}
+
+/// A Python of its own under `target/` with these packages, installed if need be. The environment is made without a
+/// pip of its own, which some systems keep in yet another package; the system's pip fills it.
+pub(crate) fn python_with(name: &str, packages: &[&str]) -> Result<PathBuf> {
     let inside = if cfg!(windows) {
         "Scripts/python.exe"
     } else {
         "bin/python"
     };
-    let dir = installed("pyenv", &PYTHON_PACKAGES, |dir| {
+    let dir = installed(name, packages, |dir| {
         sh::run(
             sh::command("python3")
                 .args(["-m", "venv", "--without-pip"])
@@ -45,10 +50,10 @@ pub(crate) fn python() -> Result<PathBuf> {
                 .args(pip)
                 .arg(dir.join(inside))
                 .arg("install")
-                .args(PYTHON_PACKAGES),
+                .args(packages),
         )
     })
-    .context("the Python client's test needs python3 with pip")?;
+    .context("the Python clients need python3 with pip")?;
     Ok(dir.join(inside))
 }
 

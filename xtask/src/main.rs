@@ -11,6 +11,7 @@
 mod bantam;
 mod clients;
 mod exact;
+mod http;
 mod peers;
 mod resume;
 mod server;

@@ -6,7 +6,10 @@
 
 mod answers;
 mod bench;
+mod door;
 mod embed;
+mod load;
+mod network;
 mod quality;
 mod report;
 mod rows;
@@ -62,6 +65,15 @@ pub(crate) struct Args {
     /// Print the JSON lines alone
     #[arg(long)]
     json: bool,
+    /// How long `schemathesis` [default: 600] and `load` [default: 300] go on
+    #[arg(long)]
+    seconds: Option<u64>,
+    /// For `bfcl`: at most so many questions of the test half
+    #[arg(long, default_value_t = usize::MAX)]
+    questions: usize,
+    /// For `bfcl`: train on so many rows of the train half and ask again (`--run` asks a finished run instead)
+    #[arg(long)]
+    train_rows: Option<usize>,
     /// For `banking77`: train and test PEFT too (40 minutes more) instead of comparing with its recorded accuracy
     #[arg(long)]
     with_peft: bool,
@@ -88,6 +100,18 @@ enum What {
     Quality,
     /// One epoch of Banking77 and its full test, generated freely and label-constrained
     Banking77,
+    /// litellm, langchain-openai and lm-evaluation-harness against the server
+    Clients,
+    /// Requests made up from the OpenAPI document
+    Schemathesis,
+    /// The server under streams, long prompts, cancels, bad bodies, slow readers and idle connections
+    Load,
+    /// Requests a second through HTTP over those of the engine
+    Door,
+    /// 300 JSON schemas at temperature 1 on the untrained base
+    Schemas,
+    /// Calls of tools: valid, and right
+    Bfcl,
     /// All of them
     All,
 }
@@ -98,7 +122,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let home = Home::find()?;
     home.set_up()?;
     let desk = Desk {
-        bantam: Bantam::build("release")?,
+        bantam: Bantam::measured()?,
         home,
         threads: args.threads,
     };
@@ -146,6 +170,29 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     if wants(What::Banking77) {
         finish(training::banking77(&desk, args.with_peft)?);
+    }
+    if wants(What::Clients) {
+        finish(network::clients(&desk)?);
+    }
+    if wants(What::Schemathesis) {
+        finish(network::schemathesis(&desk, args.seconds.unwrap_or(600))?);
+    }
+    if wants(What::Load) {
+        finish(load::load(&desk, args.seconds.unwrap_or(300))?);
+    }
+    if wants(What::Door) {
+        finish(door::door(&desk)?);
+    }
+    if wants(What::Schemas) {
+        finish(network::schemas(&desk)?);
+    }
+    if wants(What::Bfcl) {
+        let wanted = network::Bfcl {
+            questions: args.questions,
+            train_rows: args.train_rows,
+            run,
+        };
+        finish(network::bfcl(&desk, &wanted)?);
     }
     Ok(passed)
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::http::Connection;
 use crate::sh;
 
 /// A port that nobody listens on just now.
@@ -36,6 +37,18 @@ impl Server {
         format!("http://127.0.0.1:{}/v1", self.port)
     }
 
+    /// The port that it listens on.
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Gets an address that answers with JSON.
+    pub(crate) fn get(&self, path: &str) -> Result<Value> {
+        let mut connection = Connection::open(self.port, Duration::from_secs(60))?;
+        let head = connection.send("GET", path, "")?;
+        connection.json(head)
+    }
+
     /// Posts JSON and returns the JSON that comes back.
     pub(crate) fn post(&self, path: &str, body: &Value) -> Result<Value> {
         let body = body.to_string();
@@ -61,12 +74,21 @@ impl Server {
 
     /// The most memory that the process has held, in MiB. Linux tells.
     pub(crate) fn peak_rss_mb(&self) -> Result<f64> {
+        self.memory("VmHWM:")
+    }
+
+    /// The memory that it holds now, in MiB.
+    pub(crate) fn rss_mb(&self) -> Result<f64> {
+        self.memory("VmRSS:")
+    }
+
+    fn memory(&self, field: &str) -> Result<f64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let kib = status
             .lines()
-            .find_map(|line| line.strip_prefix("VmHWM:"))
+            .find_map(|line| line.strip_prefix(field))
             .and_then(|rest| rest.split_whitespace().next())
-            .context("no peak memory in /proc")?;
+            .with_context(|| format!("no {field} in /proc"))?;
         Ok(kib.parse::<f64>()? / 1024.0)
     }
 

@@ -534,6 +534,9 @@ pub(crate) struct BenchArgs {
     /// Three rounds instead of five, without the longest measurements
     #[arg(long)]
     pub(crate) quick: bool,
+    /// Time these chats, one JSON object of `messages` and `max_tokens` a line, and answer them as the server does
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chats: Option<PathBuf>,
     /// Instead of measuring, answer 64 requests of every kind with 1, 2 and 4 threads, alone and together, with caches
     /// and guesses on and off, and compare the digests of all logits and answers
     #[arg(long, conflicts_with = "only")]

@@ -9,6 +9,7 @@ use bantam_store::Store;
 use crate::ServeError;
 use crate::auth::ApiKey;
 use crate::listen::Tls;
+use crate::openai::CheckRows;
 
 /// Where and how to listen.
 #[derive(Clone)]
@@ -23,6 +24,8 @@ pub struct ServeConfig {
     pub keys: Option<Arc<Store>>,
     /// Where answers, files and batches are kept; in memory, if absent.
     pub store: Option<Arc<Store>>,
+    /// Judges the lines of files for training; without it they need only be JSON objects.
+    pub training_rows: Option<CheckRows>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
     /// The longest request body.
@@ -33,6 +36,8 @@ pub struct ServeConfig {
     pub head_timeout: Duration,
     /// The longest head of a request.
     pub head_bytes_max: usize,
+    /// How long a client may read nothing of its answer before it is taken to be gone.
+    pub write_timeout: Duration,
     /// The longest file.
     pub file_bytes_max: u64,
     /// How long an answer may take, from the first token to the last.
@@ -51,11 +56,13 @@ impl Default for ServeConfig {
             api_keys: Vec::new(),
             keys: None,
             store: None,
+            training_rows: None,
             tls: None,
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),
             head_timeout: Duration::from_secs(60),
             head_bytes_max: 64 << 10,
+            write_timeout: Duration::from_secs(60),
             file_bytes_max: 512 << 20,
             answer_timeout: Duration::from_secs(600),
             connections_max: 4096,

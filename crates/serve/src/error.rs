@@ -131,6 +131,11 @@ impl ApiError {
         Self::bad("unsupported_constraint", param, message)
     }
 
+    /// An uploaded file that is not what its purpose asks for.
+    pub(crate) fn bad_file(message: impl Into<String>) -> Self {
+        Self::bad("invalid_file", "file", message)
+    }
+
     /// A text that is longer than the model reads.
     pub(crate) fn too_long_input(param: &str, tokens: usize, max: usize) -> Self {
         let message =

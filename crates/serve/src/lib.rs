@@ -1,7 +1,7 @@
 //! The OpenAI API over the engine.
 //!
 //! `/openapi.json` lists the addresses, `/docs` shows them as a page; [`openai`](self) holds one file for each family of
-//! them: chat and stored completions, text completions, responses, files and batches, models, tokens.
+//! them: chat and stored completions, text completions, responses, files, uploads and batches, models, tokens.
 //!
 //! The rule of this room: the only async code and the only wire types. Requests are parsed into
 //! types that prove them (every field is honoured, a hint, or refused by name), the engine runs on a thread of its own behind channels, and every failure leaves in OpenAI's
@@ -55,11 +55,13 @@ mod router;
 mod served;
 mod server;
 mod worker;
+mod write_timeout;
 
 pub use auth::ApiKey;
 pub use config::ServeConfig;
 pub use error::ServeError;
 pub use listen::Tls;
 pub use models::{ADAPTER_BYTES, Models};
+pub use openai::{CheckLine, CheckRows};
 pub use served::{LoadedAdapter, ServedAdapter, ServedEmbedder, ServedModel};
 pub use server::{Server, run};

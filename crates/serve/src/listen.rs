@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,6 +18,7 @@ use tokio::sync::{Semaphore, oneshot};
 use tokio_rustls::TlsAcceptor;
 
 use crate::ServeError;
+use crate::write_timeout::WriteTimeout;
 
 /// A certificate and its key, in PEM files.
 #[derive(Debug, Clone)]
@@ -62,17 +64,22 @@ pub(crate) struct Limits {
     pub(crate) head_timeout: Duration,
     /// The longest head.
     pub(crate) head_bytes: usize,
+    /// How long a client may read nothing of an answer.
+    pub(crate) write_timeout: Duration,
+    /// Counts the clients that did.
+    pub(crate) slow_clients: Arc<AtomicU64>,
     /// How long running requests may take once the server is told to stop.
     pub(crate) grace: Duration,
 }
 
-/// Serves until told to stop, then until what runs has ended or the grace is over.
+/// Serves until told to stop, then until what runs has ended, `quiet` too, or the grace is over.
 pub(crate) async fn serve(
     listener: TcpListener,
     tls: Option<TlsAcceptor>,
     router: Router,
     limits: Limits,
     mut stopped: oneshot::Receiver<()>,
+    quiet: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
     let room = Arc::new(Semaphore::new(limits.connections));
@@ -98,6 +105,7 @@ pub(crate) async fn serve(
         };
         // A chunk of a stream is small and should leave at once.
         let _ = socket.set_nodelay(true);
+        let socket = WriteTimeout::new(socket, limits.write_timeout);
         let (router, limits, tls) = (router.clone(), limits.clone(), tls.clone());
         let watcher = graceful.watcher();
         tokio::spawn(async move {
@@ -115,7 +123,7 @@ pub(crate) async fn serve(
     }
     drop(listener);
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = async { graceful.shutdown().await; quiet.await } => {}
         () = tokio::time::sleep(limits.grace) => {}
     }
 }
@@ -136,5 +144,21 @@ async fn connection(
     // What a client does wrong with HTTP itself it is told by hyper.
     if let Err(error) = watcher.watch(connection).await {
         tracing::debug!(%error, "a connection broke");
+        if is_timeout(&error) {
+            limits.slow_clients.fetch_add(1, Ordering::Relaxed);
+        }
     }
+}
+
+/// Was it [`WriteTimeout`] that ended the connection?
+fn is_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let source = error.downcast_ref::<std::io::Error>();
+        if source.is_some_and(|e| e.kind() == std::io::ErrorKind::TimedOut) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }

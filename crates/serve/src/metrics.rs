@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bantam_engine::Usage;
@@ -16,6 +17,8 @@ const BOUNDS: [f64; 14] = [
 #[derive(Default)]
 pub(crate) struct Metrics {
     inner: Mutex<Inner>,
+    /// Connections that were dropped because nothing of an answer was read.
+    pub(crate) slow_clients: Arc<AtomicU64>,
 }
 
 #[derive(Default)]
@@ -105,6 +108,13 @@ impl Metrics {
             let labels = [("route", *route), ("status", &status.to_string())];
             page.line("bantam_errors_total", &labels, *n as f64);
         }
+        page.head(
+            "bantam_slow_clients_total",
+            "counter",
+            "Connections dropped because their client did not read its answer.",
+        );
+        let n = self.slow_clients.load(Ordering::Relaxed);
+        page.line("bantam_slow_clients_total", &[], n as f64);
         page.head(
             "bantam_request_seconds",
             "histogram",

@@ -164,7 +164,7 @@ const OPERATIONS: &[Operation] = &[
     (
         "post",
         "/v1/responses/{id}/cancel",
-        "Always refused: nothing runs in the background.",
+        "End a response that is made in the background.",
         None,
         "Response",
     ),
@@ -179,7 +179,7 @@ const OPERATIONS: &[Operation] = &[
         "post",
         "/v1/files",
         "Upload a file (`multipart/form-data`: `file`, `purpose`, `expires_after[anchor]`, `expires_after[seconds]`).",
-        Some("Upload"),
+        Some("FileForm"),
         "File",
     ),
     ("get", "/v1/files", "The files.", None, "List"),
@@ -197,6 +197,34 @@ const OPERATIONS: &[Operation] = &[
         "A file's bytes.",
         None,
         "Bytes",
+    ),
+    (
+        "post",
+        "/v1/uploads",
+        "Begin a file that comes in parts.",
+        Some("UploadRequest"),
+        "Upload",
+    ),
+    (
+        "post",
+        "/v1/uploads/{id}/parts",
+        "Add a part (`multipart/form-data`: `data`).",
+        Some("PartForm"),
+        "UploadPart",
+    ),
+    (
+        "post",
+        "/v1/uploads/{id}/complete",
+        "Put the parts together, in this order, as a file.",
+        Some("CompleteRequest"),
+        "Upload",
+    ),
+    (
+        "post",
+        "/v1/uploads/{id}/cancel",
+        "Forget the parts.",
+        None,
+        "Upload",
     ),
     (
         "post",
@@ -228,6 +256,22 @@ const OPERATIONS: &[Operation] = &[
         Some("DetokenizeRequest"),
         "Any",
     ),
+    (
+        "get",
+        "/tokenizer_info",
+        "The vocabulary's size, its special tokens, the context and the chat template.",
+        None,
+        "Any",
+    ),
+];
+
+/// Lists that are asked for by pages: by which parameter they are filtered, and whether by metadata.
+const LISTS: &[(&str, Option<&str>, bool)] = &[
+    ("/v1/chat/completions", Some("model"), true),
+    ("/v1/chat/completions/{id}/messages", None, false),
+    ("/v1/responses/{id}/input_items", None, false),
+    ("/v1/files", Some("purpose"), false),
+    ("/v1/batches", None, false),
 ];
 
 /// Fields about how tokens are chosen, of every request that generates.
@@ -317,6 +361,8 @@ fn schemas() -> Value {
         "Completion": answer(&["id", "object", "created", "model", "choices", "usage"], "text_completion"),
         "Response": answer(&["id", "object", "created_at", "model", "output", "status"], "response"),
         "File": answer(&["id", "object", "bytes", "created_at", "filename", "purpose", "status"], "file"),
+        "Upload": answer(&["id", "object", "bytes", "created_at", "expires_at", "filename", "purpose", "status"], "upload"),
+        "UploadPart": answer(&["id", "object", "created_at", "upload_id"], "upload.part"),
         "Batch": answer(&["id", "object", "endpoint", "input_file_id", "status", "created_at"], "batch"),
         "ChatRequest": request(&["model", "messages"], json!({
             "model": {"type": "string"},
@@ -356,27 +402,37 @@ fn schemas() -> Value {
             "model": {"type": "string"},
             "input": {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]},
             "instructions": text, "previous_response_id": text, "max_output_tokens": count(1),
-            "max_tool_calls": count(1), "metadata": metadata, "store": flag, "stream": flag,
+            "max_tool_calls": count(1), "metadata": metadata, "store": flag, "stream": flag, "background": flag,
             "text": object, "tools": tools, "tool_choice": choice, "parallel_tool_calls": flag,
             "top_logprobs": {"type": ["integer", "null"], "minimum": 0, "maximum": 20},
             "include": {"type": ["array", "null"], "items": {"const": "message.output_text.logprobs"}},
         }), sampling()),
         "MetadataRequest": request(&["metadata"], json!({"metadata": metadata}), Map::new()),
-        "Upload": request(&["file", "purpose"], json!({
+        "FileForm": request(&["file", "purpose"], json!({
             "file": {"type": "string", "format": "binary"},
             "purpose": {"enum": ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]},
+        }), Map::new()),
+        "UploadRequest": request(&["bytes", "filename", "mime_type", "purpose"], json!({
+            "bytes": {"type": "integer", "minimum": 1}, "filename": {"type": "string", "minLength": 1, "maxLength": 512},
+            "mime_type": {"type": "string"},
+            "purpose": {"enum": ["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]},
+            "expires_after": object,
+        }), Map::new()),
+        "PartForm": request(&["data"], json!({"data": {"type": "string", "format": "binary"}}), Map::new()),
+        "CompleteRequest": request(&["part_ids"], json!({
+            "part_ids": {"type": "array", "items": {"type": "string"}}, "md5": text,
         }), Map::new()),
         "BatchRequest": request(&["input_file_id", "endpoint", "completion_window"], json!({
             "input_file_id": {"type": "string"}, "endpoint": {"enum": crate::openai::batch_run::ENDPOINTS},
             "completion_window": {"const": "24h"}, "metadata": metadata, "output_expires_after": object,
         }), Map::new()),
-        "TokenizeRequest": request(&["model"], json!({
-            "model": {"type": "string"}, "prompt": text,
+        "TokenizeRequest": request(&[], json!({
+            "model": text, "prompt": text, "add_special_tokens": flag,
             "messages": {"type": ["array", "null"], "items": {"type": "object"}}, "tools": tools,
             "return_token_strs": flag,
         }), Map::new()),
-        "DetokenizeRequest": request(&["model", "tokens"], json!({
-            "model": {"type": "string"}, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "DetokenizeRequest": request(&["tokens"], json!({
+            "model": text, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         }), Map::new()),
     })
 }
@@ -385,6 +441,44 @@ fn answer(required: &[&str], object: &str) -> Value {
     json!({
         "type": "object", "required": required, "properties": {"object": {"const": object}},
     })
+}
+
+/// What an operation takes beside its body.
+fn parameters(method: &str, path: &str) -> Vec<Value> {
+    let mut all = Vec::new();
+    if path.contains("{id}") {
+        all.push(
+            json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}),
+        );
+    }
+    if path == "/tokenizer_info" {
+        all.push(
+            json!({"name": "model", "in": "query", "required": false, "schema": {"type": "string"}}),
+        );
+    }
+    let Some((_, label, metadata)) = LISTS.iter().find(|(p, ..)| *p == path && method == "get")
+    else {
+        return all;
+    };
+    let mut query = |name: &str, schema: Value| {
+        all.push(json!({"name": name, "in": "query", "required": false, "schema": schema}));
+    };
+    query("after", json!({"type": "string"}));
+    query(
+        "limit",
+        json!({"type": "integer", "minimum": 1, "maximum": 10_000, "default": 20}),
+    );
+    query("order", json!({"enum": ["asc", "desc"]}));
+    if let Some(label) = label {
+        query(label, json!({"type": "string"}));
+    }
+    if *metadata {
+        all.push(json!({
+            "name": "metadata", "in": "query", "required": false, "style": "deepObject", "explode": true,
+            "schema": {"type": "object", "maxProperties": 16, "additionalProperties": {"type": "string"}},
+        }));
+    }
+    all
 }
 
 /// The document.
@@ -405,7 +499,10 @@ pub(crate) fn document() -> Value {
                     Some("ChatRequest" | "CompletionRequest" | "ResponseRequest")
                 ) && !path.ends_with("input_tokens")
                 {
-                    content["text/event-stream"] = json!({"schema": {"type": "string"}});
+                    content["text/event-stream"] = json!({"schema": {
+                        "type": "string", "contentMediaType": "text/event-stream",
+                        "description": "With `stream: true`: frames of `data: JSON`, of `event: NAME` before it in responses.",
+                    }});
                 }
                 content
             }
@@ -421,7 +518,7 @@ pub(crate) fn document() -> Value {
         });
         if let Some(body) = body {
             let schema = json!({"$ref": format!("#/components/schemas/{body}")});
-            let kind = if *body == "Upload" {
+            let kind = if body.ends_with("Form") {
                 "multipart/form-data"
             } else {
                 "application/json"
@@ -429,8 +526,15 @@ pub(crate) fn document() -> Value {
             operation["requestBody"] =
                 json!({"required": true, "content": {kind: {"schema": schema}}});
         }
-        if path.contains("{id}") {
-            operation["parameters"] = json!([{"name": "id", "in": "path", "required": true, "schema": {"type": "string"}}]);
+        if matches!(*path, "/health" | "/ready") {
+            operation["responses"]["503"] = json!({
+                "description": "An engine has stopped, or there is no room.",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Any"}}},
+            });
+        }
+        let parameters = parameters(method, path);
+        if !parameters.is_empty() {
+            operation["parameters"] = Value::Array(parameters);
         }
         let entry = paths.entry(path.to_string()).or_insert_with(|| json!({}));
         entry[*method] = operation;

@@ -26,6 +26,7 @@ use crate::models::Model;
 use crate::once::once;
 use crate::openai::{
     batches, chat, completions, decisions, embeddings, files, models, responses, stored, tokens,
+    uploads,
 };
 use crate::openapi;
 use crate::server::App;
@@ -75,11 +76,19 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         )
         .route("/v1/files/{id}", get(files::retrieve).delete(files::delete))
         .route("/v1/files/{id}/content", get(files::content))
+        .route("/v1/uploads", post(uploads::create))
+        .route(
+            "/v1/uploads/{id}/parts",
+            post(uploads::add_part).layer(DefaultBodyLimit::disable()),
+        )
+        .route("/v1/uploads/{id}/complete", post(uploads::complete))
+        .route("/v1/uploads/{id}/cancel", post(uploads::cancel))
         .route("/v1/batches", post(batches::create).get(batches::list))
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
         .fallback(async || ApiError::no_route())
         .method_not_allowed_fallback(async || ApiError::wrong_method())
         .layer(from_fn_with_state(Arc::clone(&app), once))
@@ -168,11 +177,16 @@ pub(crate) const ROUTES: &[&str] = &[
     "/v1/files",
     "/v1/files/{id}",
     "/v1/files/{id}/content",
+    "/v1/uploads",
+    "/v1/uploads/{id}/parts",
+    "/v1/uploads/{id}/complete",
+    "/v1/uploads/{id}/cancel",
     "/v1/batches",
     "/v1/batches/{id}",
     "/v1/batches/{id}/cancel",
     "/tokenize",
     "/detokenize",
+    "/tokenizer_info",
 ];
 
 fn matches(route: &str, path: &str) -> bool {

@@ -18,7 +18,7 @@ use crate::listen::{self, Limits, Tls};
 use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::once::{self, Running};
-use crate::openai::batch_run;
+use crate::openai::{background, batch_run};
 use crate::router::router;
 
 /// What the handlers share.
@@ -29,6 +29,7 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) once: Running,
     pub(crate) batches: batch_run::Running,
+    pub(crate) background: background::Running,
     /// Held by the request whose texts are being turned into vectors.
     pub(crate) embedding: tokio::sync::Semaphore,
     store: Arc<Store>,
@@ -69,6 +70,7 @@ impl Server {
             metrics: Metrics::default(),
             once: Running::default(),
             batches: batch_run::Running::default(),
+            background: background::Running::default(),
             embedding: tokio::sync::Semaphore::new(1),
             store,
             config,
@@ -233,13 +235,18 @@ fn serve(
         connections: app.config.connections_max,
         head_timeout: app.config.head_timeout,
         head_bytes: app.config.head_bytes_max,
+        write_timeout: app.config.write_timeout,
+        slow_clients: Arc::clone(&app.metrics.slow_clients),
         grace: app.config.shutdown_grace,
     };
     let result = runtime.block_on(async {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let chores = tokio::spawn(chores(Arc::clone(&app)));
+        background::settle(&app).await;
         batch_run::resume(&app).await;
-        listen::serve(listener, tls, router(app), limits, stopped).await;
+        let router = router(Arc::clone(&app));
+        let quiet = async { app.background.idle().await };
+        listen::serve(listener, tls, router, limits, stopped, quiet).await;
         chores.abort();
         Ok(())
     });

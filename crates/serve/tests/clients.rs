@@ -81,6 +81,37 @@ fn a_client_that_does_not_read_holds_up_no_one() {
 }
 
 #[test]
+fn a_client_that_reads_nothing_loses_its_slot_and_its_connection() {
+    let hasty = ServeConfig {
+        write_timeout: Duration::from_millis(300),
+        ..config()
+    };
+    let server = start_with(hasty, EngineConfig::default(), Duration::ZERO);
+    // Ten megabytes: more than the system keeps for a client that does not read.
+    let heavy = json!({"stream": true, "logprobs": true, "top_logprobs": 20, "n": 16});
+    let lazy = [0; 3].map(|_| post_open(&server, &endless(heavy.clone())));
+    let quick = post(&server, &ask(json!({"max_tokens": 20})));
+    assert_eq!(quick.status, 200, "nobody else waits for them");
+    let cut = "bantam_slow_clients_total 3";
+    for _ in 0..500 {
+        if get(&server, "/metrics").body.contains(cut) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    wait_for(&server, "their slots are free", is_idle);
+    for mut stream in lazy {
+        let mut all = Vec::new();
+        let _ = stream.read_to_end(&mut all);
+        assert!(
+            !String::from_utf8_lossy(&all).contains("[DONE]"),
+            "it was cut"
+        );
+    }
+    server.stop().unwrap();
+}
+
+#[test]
 fn a_full_queue_is_a_429() {
     let small = EngineConfig {
         slots: 1,

@@ -1,4 +1,4 @@
-//! Completions, tokens, responses, stored completions, files and batches, over a real socket.
+//! Completions, tokens, responses, stored completions, over a real socket.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 mod support;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use bantam_engine::EngineConfig;
 use bantam_serve::{ServedEmbedder, Server};
 use serde_json::{Value, json};
-use support::{Counter, ask, config, finish, get, open, post, send, start, start_wide};
+use support::{Counter, ask, config, get, post, send, start, start_wide};
 
 const COMPLETIONS: &str = "/v1/completions";
 
@@ -64,6 +64,37 @@ fn completions_go_on_and_echo() {
         .map(|c| c["choices"][0]["text"].as_str().unwrap())
         .collect();
     assert_eq!(streamed, text);
+    server.stop().unwrap();
+}
+
+#[test]
+fn a_client_that_counts_tokens_itself_is_told_how() {
+    let server = start();
+    let info = get(&server, "/tokenizer_info").json();
+    assert_eq!(
+        (&info["model"], &info["max_model_len"]),
+        (&json!("mock"), &json!(400))
+    );
+    assert!(info["vocab_size"].as_u64().unwrap() > 0);
+    assert!(info["chat_template"].as_str().unwrap().contains("messages"));
+    // Where there is one model, it need not be named.
+    let cut =
+        |body: Value| send(&server, "POST", "/tokenize", Some(&body)).json()["tokens"].clone();
+    let tokens = cut(json!({"prompt": "a card", "add_special_tokens": false}));
+    assert_eq!(tokens, cut(json!({"prompt": "a card", "model": "mock"})));
+    let body = json!({"tokens": tokens});
+    let text = send(&server, "POST", "/detokenize", Some(&body)).json();
+    assert_eq!(text["prompt"], "a card");
+    for (path, status) in [
+        ("?model=mock", 200),
+        ("?model=none", 404),
+        ("?colour=1", 400),
+    ] {
+        assert_eq!(
+            get(&server, &format!("/tokenizer_info{path}")).status,
+            status
+        );
+    }
     server.stop().unwrap();
 }
 
@@ -329,7 +360,6 @@ fn responses_take_tools_results_and_refuse_the_rest() {
     );
     assert_eq!(next.status, 200, "{next:?}");
     for (extra, param) in [
-        (json!({"background": true}), "background"),
         (json!({"truncation": "auto"}), "truncation"),
         (json!({"tools": [{"type": "web_search"}]}), "tools[0].type"),
         (
@@ -354,140 +384,6 @@ fn responses_take_tools_results_and_refuse_the_rest() {
             "{extra}"
         );
     }
-    server.stop().unwrap();
-}
-
-/// Uploads a file for a batch.
-fn upload(server: &Server, purpose: &str, content: &str) -> support::Answer {
-    let body = format!(
-        "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\n{purpose}\r\n--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"in.jsonl\"\r\nContent-Type: application/octet-stream\r\n\r\n{content}\r\n--b--\r\n"
-    );
-    let kind = "Content-Type: multipart/form-data; boundary=b\r\n";
-    finish(open(server.addr(), "POST", "/v1/files", kind, &body))
-}
-
-fn wait(server: &Server, id: &str) -> Value {
-    for _ in 0..400 {
-        let batch = get(server, &format!("/v1/batches/{id}")).json();
-        if !["validating", "in_progress", "finalizing", "cancelling"]
-            .contains(&batch["status"].as_str().unwrap())
-        {
-            return batch;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-    }
-    panic!("the batch does not end");
-}
-
-#[test]
-fn files_come_back_as_they_were() {
-    let server = start();
-    let content = "x".repeat(3_000_000) + "\nend";
-    let file = upload(&server, "user_data", &content).json();
-    assert_eq!(
-        (&file["bytes"], &file["filename"]),
-        (&json!(content.len()), &json!("in.jsonl"))
-    );
-    let id = file["id"].as_str().unwrap();
-    assert_eq!(
-        get(&server, &format!("/v1/files/{id}/content")).body,
-        content
-    );
-    assert_eq!(get(&server, &format!("/v1/files/{id}")).json(), file);
-    assert_eq!(
-        get(&server, "/v1/files?purpose=user_data").json()["data"][0]["id"],
-        id
-    );
-    assert!(
-        get(&server, "/v1/files?purpose=batch").json()["data"]
-            .as_array()
-            .unwrap()
-            .is_empty()
-    );
-    assert_eq!(
-        send(&server, "DELETE", &format!("/v1/files/{id}"), None).json()["deleted"],
-        true
-    );
-    assert_eq!(get(&server, &format!("/v1/files/{id}/content")).status, 404);
-    assert_eq!(
-        upload(&server, "party", "x").json()["error"]["param"],
-        "purpose"
-    );
-    let broken = finish(open(
-        server.addr(),
-        "POST",
-        "/v1/files",
-        "Content-Type: multipart/form-data; boundary=b\r\n",
-        "--b\r\nnonsense",
-    ));
-    assert_eq!(broken.status, 400);
-    server.stop().unwrap();
-}
-
-#[test]
-fn batches_answer_every_line() {
-    let server = start();
-    let line = |id: &str, extra: Value| {
-        json!({"custom_id": id, "method": "POST", "url": "/v1/chat/completions", "body": ask(extra)}).to_string()
-    };
-    let lines = [
-        line("a", json!({"max_tokens": 3})),
-        line("b", json!({"colour": 1})),
-        line("c", json!({"max_tokens": 4})),
-    ];
-    let file = upload(&server, "batch", &lines.join("\n")).json();
-    let body = json!({"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h", "metadata": {"k": "v"}});
-    let batch = send(&server, "POST", "/v1/batches", Some(&body)).json();
-    assert_eq!(
-        (&batch["object"], &batch["metadata"]["k"]),
-        (&json!("batch"), &json!("v"))
-    );
-    let done = wait(&server, batch["id"].as_str().unwrap());
-    assert_eq!(done["status"], "completed", "{done}");
-    assert_eq!(
-        done["request_counts"],
-        json!({"total": 3, "completed": 2, "failed": 1})
-    );
-    let read = |field: &str| -> Vec<Value> {
-        let id = done[field].as_str().unwrap();
-        let text = get(&server, &format!("/v1/files/{id}/content")).body;
-        text.lines()
-            .map(|l| serde_json::from_str(l).unwrap())
-            .collect()
-    };
-    let output = read("output_file_id");
-    let ids: Vec<&Value> = output.iter().map(|l| &l["custom_id"]).collect();
-    assert_eq!(ids, ["a", "c"]);
-    let alone = post(&server, &ask(json!({"max_tokens": 3}))).json();
-    assert_eq!(output[0]["response"]["body"]["choices"], alone["choices"]);
-    let errors = read("error_file_id");
-    assert_eq!(errors[0]["response"]["status_code"], 400);
-    assert_eq!(errors[0]["response"]["body"]["error"]["param"], "colour");
-    assert_eq!(
-        get(&server, "/v1/batches").json()["data"][0]["id"],
-        batch["id"]
-    );
-    let late = send(
-        &server,
-        "POST",
-        &format!("/v1/batches/{}/cancel", batch["id"].as_str().unwrap()),
-        None,
-    );
-    assert_eq!(late.status, 400);
-    // Lines that cannot be asked fail the batch before anything is.
-    let bad = [line("a", json!({})), line("a", json!({})), "{".to_string()].join("\n");
-    let file = upload(&server, "batch", &bad).json();
-    let body = json!({"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"});
-    let batch = send(&server, "POST", "/v1/batches", Some(&body)).json();
-    let failed = wait(&server, batch["id"].as_str().unwrap());
-    assert_eq!(failed["status"], "failed");
-    let lines: Vec<&Value> = failed["errors"]["data"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|e| &e["line"])
-        .collect();
-    assert_eq!(lines, [&json!(2), &json!(3)]);
     server.stop().unwrap();
 }
 

@@ -3,14 +3,19 @@
 
 mod support;
 
+use std::collections::HashSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use bantam_engine::{Engine, EngineConfig};
-use bantam_serve::{ApiKey, Models, ServeConfig, ServeError, ServedModel, Server};
+use bantam_engine::{Embedder, Engine, EngineConfig};
+use bantam_serve::{ApiKey, Models, ServeConfig, ServeError, ServedEmbedder, ServedModel, Server};
 use serde_json::{Value, json};
 use support::mock::Mock;
-use support::{Answer, CHAT, JSON, ask, config, finish, get, model, open, post, start, start_with};
+use support::{
+    Answer, CHAT, JSON, ask, config, finish, get, model, models, open, post, send, start,
+    start_with,
+};
 
 fn check(answer: &Answer, status: u16, code: &str, param: Option<&str>) {
     assert_eq!(answer.status, status, "{answer:?}");
@@ -280,7 +285,7 @@ fn a_foreign_page_cannot_call_an_open_server() {
 
 #[test]
 fn what_cannot_start_says_why() {
-    let start = |config, all| Server::start(config, support::models(all)).err().unwrap();
+    let start = |config, all| Server::start(config, models(all)).err().unwrap();
     let mock = |id| model(id, EngineConfig::default(), Duration::ZERO);
     let open_wide = ServeConfig {
         host: IpAddr::from([0, 0, 0, 0]),
@@ -310,4 +315,50 @@ fn what_cannot_start_says_why() {
         Models::default().add(broken).unwrap_err().to_string(),
         "model `m` did not load: no such file"
     );
+}
+
+/// Vectors that are not even long enough to be counted.
+struct Trap;
+
+impl Embedder for Trap {
+    fn dims(&self) -> usize {
+        panic!("a planned panic with a secret")
+    }
+
+    fn max_tokens(&self) -> usize {
+        100
+    }
+
+    fn vocab(&self) -> usize {
+        300
+    }
+
+    fn encode(&self, _: &str) -> Vec<u32> {
+        Vec::new()
+    }
+
+    fn vectors(&self, _: &[&[u32]]) -> Vec<Vec<f32>> {
+        Vec::new()
+    }
+}
+
+#[test]
+fn a_panic_is_one_answer_of_500() {
+    let shelf = models(vec![model("mock", EngineConfig::default(), Duration::ZERO)]);
+    shelf
+        .add_embedder(ServedEmbedder::new("trap", Arc::new(Trap)))
+        .unwrap();
+    let server = Server::start(config(), shelf).unwrap();
+    let mut seen = HashSet::new();
+    for _ in 0..3 {
+        let body = json!({"model": "trap", "input": "abc"});
+        let failed = send(&server, "POST", "/v1/embeddings", Some(&body));
+        check(&failed, 500, "internal_error", None);
+        assert!(!failed.body.contains("secret"));
+        assert!(seen.insert(failed.headers["x-request-id"].clone()));
+        assert_eq!(post(&server, &ask(json!({}))).status, 200, "it lives on");
+    }
+    let counted = "bantam_errors_total{route=\"/v1/embeddings\",status=\"500\"} 3";
+    assert!(get(&server, "/metrics").body.contains(counted));
+    server.stop().unwrap();
 }

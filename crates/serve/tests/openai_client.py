@@ -461,6 +461,30 @@ def responses_tools_and_formats():
         assert isinstance(s.get_final_response().output_parsed, Topic)
 
 
+@check
+def responses_in_the_background():
+    import time
+
+    whole = respond(temperature=0)
+    queued = respond(temperature=0, background=True)
+    assert queued.status == "queued" and queued.background and queued.output == []
+    for _ in range(600):
+        found = client.responses.retrieve(queued.id)
+        if found.status not in ("queued", "in_progress"):
+            break
+        time.sleep(0.05)
+    assert found.status == whole.status and found.output_text == whole.output_text
+    assert client.responses.cancel(queued.id).status == found.status, "it has ended and stays as it is"
+    long = respond(background=True, max_output_tokens=100)
+    assert client.responses.cancel(long.id).status in ("cancelled", "completed", "incomplete")
+    try:
+        client.responses.cancel(whole.id)
+    except openai.BadRequestError as error:
+        assert error.code == "not_cancellable"
+    else:
+        raise AssertionError("one that was waited for was cancelled")
+
+
 # Files and batches.
 
 
@@ -479,6 +503,49 @@ def files():
     )
     assert soon.expires_at == soon.created_at + 3600
     assert client.files.delete(file.id).deleted
+
+
+@check
+def bad_lines():
+    row = json.dumps({"messages": HI + [{"role": "assistant", "content": "Hello."}]})
+    try:
+        client.files.create(file=("rows.jsonl", f"{row}\n{{\n{row}\n".encode()), purpose="fine-tune")
+    except openai.BadRequestError as error:
+        assert error.code == "invalid_file" and "line 2" in error.message and "line 3" not in error.message, error
+    else:
+        raise AssertionError("a file with a bad line was taken")
+    file = client.files.create(file=("rows.jsonl", f"{row}\n{row}\n".encode()), purpose="fine-tune")
+    assert file.status == "processed" and client.files.wait_for_processing(file.id).id == file.id
+
+
+@check
+def uploads():
+    import hashlib
+
+    content = b"a" * 100_000 + b"b" * 100_000
+    upload = client.uploads.create(
+        bytes=len(content), filename="big.bin", mime_type="application/octet-stream", purpose="user_data"
+    )
+    assert upload.status == "pending" and upload.expires_at > upload.created_at
+    second = client.uploads.parts.create(upload.id, data=content[100_000:])
+    first = client.uploads.parts.create(upload.id, data=content[:100_000])
+    assert first.object == "upload.part" and first.upload_id == upload.id
+    md5 = hashlib.md5(content).hexdigest()
+    done = client.uploads.complete(upload.id, part_ids=[first.id, second.id], md5=md5)
+    assert done.status == "completed" and done.file.bytes == len(content) and done.file.filename == "big.bin"
+    assert client.files.content(done.file.id).read() == content
+    chunked = client.uploads.upload_file_chunked(
+        file=content, filename="c.bin", bytes=len(content), mime_type="text/plain", purpose="user_data", part_size=70_000
+    )
+    assert client.files.content(chunked.file.id).read() == content
+    other = client.uploads.create(bytes=3, filename="x", mime_type="text/plain", purpose="user_data")
+    assert client.uploads.cancel(other.id).status == "cancelled"
+    try:
+        client.uploads.parts.create(other.id, data=b"abc")
+    except openai.BadRequestError as error:
+        assert error.code == "upload_ended"
+    else:
+        raise AssertionError("a cancelled upload took a part")
 
 
 @check

@@ -1,7 +1,7 @@
 //! The API's objects as JSON, with what lists are ordered and filtered by.
 
 use rusqlite::types::Value as Sql;
-use rusqlite::{OptionalExtension, Row, params, params_from_iter};
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior, params, params_from_iter};
 use serde_json::{Map, Value};
 
 use crate::{Store, StoreError};
@@ -88,6 +88,21 @@ fn whole(
     Ok(object)
 }
 
+/// Writes what of an object may change; how many there were of its name.
+fn write(db: &Connection, object: &Object) -> rusqlite::Result<usize> {
+    db.execute(
+        "UPDATE objects SET label = ?2, metadata = ?3, body = ?4, extra = ?5, expires = ?6 WHERE id = ?1",
+        params![
+            object.id,
+            object.label,
+            Value::Object(object.metadata.clone()).to_string(),
+            object.body.to_string(),
+            object.extra.to_string(),
+            object.expires
+        ],
+    )
+}
+
 impl Store {
     /// Keeps a new object.
     pub fn insert(&self, object: &Object) -> Result<(), StoreError> {
@@ -123,18 +138,33 @@ impl Store {
 
     /// Replaces an object's label, metadata, body and extra; `false` if it is gone.
     pub fn update(&self, object: &Object) -> Result<bool, StoreError> {
-        let n = self.lock().execute(
-            "UPDATE objects SET label = ?2, metadata = ?3, body = ?4, extra = ?5, expires = ?6 WHERE id = ?1",
-            params![
-                object.id,
-                object.label,
-                Value::Object(object.metadata.clone()).to_string(),
-                object.body.to_string(),
-                object.extra.to_string(),
-                object.expires
-            ],
-        )?;
+        let n = write(&self.lock(), object)?;
         Ok(n > 0)
+    }
+
+    /// Changes an object as it is by now, with nobody changing it meanwhile; `change` says whether to keep what it
+    /// did. `false` if it does not, or if there is none.
+    pub fn amend(
+        &self,
+        kind: &str,
+        owner: &str,
+        id: &str,
+        change: impl FnOnce(&mut Object) -> bool,
+    ) -> Result<bool, StoreError> {
+        let mut db = self.lock();
+        let all = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let sql =
+            format!("SELECT {COLUMNS} FROM objects WHERE id = ?1 AND kind = ?2 AND owner = ?3");
+        let row = all.query_row(&sql, [id, kind, owner], read).optional()?;
+        let Some(mut object) = row.map(whole).transpose()? else {
+            return Ok(false);
+        };
+        let is_changed = change(&mut object);
+        if is_changed {
+            write(&all, &object)?;
+        }
+        all.commit()?;
+        Ok(is_changed)
     }
 
     /// Forgets an object, with the bytes and lines that belong to it; `false` if there is none.

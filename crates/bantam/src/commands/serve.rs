@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use bantam_kernels::Compute;
+use bantam_lab::data::{LineCheck, RowProblem};
 use bantam_serve::{ApiKey, ServeConfig, Tls};
 use bantam_store::Store;
 use serde_json::json;
@@ -46,6 +47,11 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
             .collect(),
         keys: settings.keys.as_deref().map(open).transpose()?,
         store,
+        write_timeout: settings.write_timeout,
+        training_rows: Some(Arc::new(|| {
+            let mut check = LineCheck::default();
+            Box::new(move |line| check.line(line).map_err(described))
+        })),
         tls: settings.tls.clone().map(|(cert, key)| Tls { cert, key }),
         ..ServeConfig::default()
     };
@@ -72,6 +78,14 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
     let models = Arc::clone(shelf.models());
     bantam_serve::run(config, models, &mut on_ready, &mut on_reload)?;
     Ok(())
+}
+
+/// What is wrong with a line, and what to do about it.
+fn described(problem: RowProblem) -> String {
+    match problem.hint() {
+        Some(hint) => format!("{problem} (hint: {hint})"),
+        None => problem.to_string(),
+    }
 }
 
 fn quoted<'a>(ids: impl Iterator<Item = &'a String>) -> String {

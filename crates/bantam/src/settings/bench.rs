@@ -1,5 +1,7 @@
 //! The settings of `bantam bench`.
 
+use std::path::PathBuf;
+
 use super::threads;
 use crate::args::{BenchArgs, BenchPart};
 use bantam_model::Weights;
@@ -13,6 +15,8 @@ pub(crate) struct BenchSettings {
     parts: Vec<BenchPart>,
     /// Fewer rounds, and not the longest measurements.
     pub(crate) quick: bool,
+    /// The chats to time instead of those that are built in.
+    pub(crate) chats: Option<PathBuf>,
     /// Compare digests instead of measuring.
     pub(crate) same_bits: bool,
     /// Give one answer and say when, for the process that measures.
@@ -31,6 +35,7 @@ impl BenchSettings {
             model: args.model,
             parts: args.only,
             quick: args.quick,
+            chats: args.chats,
             same_bits: args.same_bits,
             one_answer: args.one_answer,
             weights: args.weights.weights.into(),

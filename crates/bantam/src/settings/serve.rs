@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bantam_model::Weights;
@@ -28,6 +29,8 @@ pub(crate) struct ServeSettings {
     pub(crate) data: Option<PathBuf>,
     /// Certificate and private key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// How long a client may read nothing of its answer.
+    pub(crate) write_timeout: Duration,
     /// The most bytes of adapters in memory.
     pub(crate) adapter_bytes: usize,
     /// The file that lists the models, if they are not given otherwise.
@@ -61,6 +64,7 @@ struct Config {
     tls_key: Option<PathBuf>,
     threads: Option<u16>,
     adapter_mb: Option<u32>,
+    write_timeout_s: Option<u32>,
     #[serde(default)]
     model: Vec<ConfigModel>,
 }
@@ -84,7 +88,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, tls_cert, tls_key, threads, adapter_mb, and [[model]] tables of model, id, aliases",
+                "known are host, port, keys, data, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, and [[model]] tables of model, id, aliases",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -181,6 +185,7 @@ impl ServeSettings {
                 .adapter_mb
                 .or(config.adapter_mb)
                 .map_or(bantam_serve::ADAPTER_BYTES, |mb| (mb as usize) << 20),
+            write_timeout: Duration::from_secs(config.write_timeout_s.unwrap_or(60).into()),
             config: listed,
             weights: args.weights.weights.into(),
             threads: threads(ThreadsArg {

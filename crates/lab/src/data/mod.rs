@@ -12,6 +12,7 @@
 //! a misspelt field that is silently dropped costs a training run. Every error carries `file:line:`.
 
 mod chat;
+mod check;
 mod leak;
 mod strict_json;
 
@@ -22,6 +23,7 @@ use std::path::{Path, PathBuf};
 use bantam_formats::{FormatError, JsonlReader, Problem};
 use serde_json::{Map, Value};
 
+pub use check::LineCheck;
 pub use leak::{
     Conflict, DuplicateReport, LeakReport, duplicates, input_key, leak_check, normalise,
 };
@@ -289,7 +291,8 @@ pub fn read_rows(
     let mut rows = Vec::new();
     let mut format = None;
     while let Some(line) = reader.next_line().map_err(|error| refused(error, name))? {
-        let row = parse_row(line.text, line.number, &mut format, options);
+        let row = parse_object(line.text)
+            .and_then(|row| parse_row(row, line.number, &mut format, options));
         rows.push(row.map_err(|problem| DataError::Row {
             path: name.to_owned(),
             line: line.number,
@@ -341,12 +344,8 @@ fn refused(error: FormatError, name: &Path) -> DataError {
     }
 }
 
-fn parse_row(
-    text: &str,
-    line: usize,
-    file_format: &mut Option<RowFormat>,
-    options: &RowOptions,
-) -> Result<Row, RowProblem> {
+/// Reads a line as the object that a row is.
+fn parse_object(text: &str) -> Result<Map<String, Value>, RowProblem> {
     let value = parse_strict(text).map_err(|error| {
         let message = error.to_string();
         // The parser counts lines within this one line: only its column says anything.
@@ -359,11 +358,20 @@ fn parse_row(
             column: error.column(),
         }
     })?;
-    let Value::Object(row) = value else {
-        return Err(RowProblem::NotAnObject {
-            found: kind_of(&value),
-        });
-    };
+    match value {
+        Value::Object(row) => Ok(row),
+        other => Err(RowProblem::NotAnObject {
+            found: kind_of(&other),
+        }),
+    }
+}
+
+fn parse_row(
+    row: Map<String, Value>,
+    line: usize,
+    file_format: &mut Option<RowFormat>,
+    options: &RowOptions,
+) -> Result<Row, RowProblem> {
     let format = RowFormat::detect(&row).ok_or_else(|| RowProblem::UnknownShape {
         fields: quoted(row.keys().map(String::as_str)),
     })?;

@@ -28,7 +28,7 @@ pub(crate) const ENDPOINTS: [&str; 4] = [
 ];
 
 /// The most lines of a batch, and the most errors that are told of one that is refused.
-const LINES_MAX: u64 = 50_000;
+pub(crate) const LINES_MAX: u64 = 50_000;
 const ERRORS_MAX: usize = 20;
 /// Lines that are asked at the same time.
 const AT_ONCE: usize = 4;
@@ -88,9 +88,10 @@ struct Work {
 }
 
 /// A line of the input.
-struct Ask {
+pub(crate) struct Ask {
     n: u64,
-    custom_id: String,
+    pub(crate) custom_id: String,
+    pub(crate) url: String,
     body: Vec<u8>,
 }
 
@@ -164,7 +165,12 @@ impl Work {
                     &ApiError::invalid("input_file_id", message),
                 )]);
             }
-            let checked = read(n - 1, &line, self.endpoint()).and_then(|ask| {
+            let checked = read(n - 1, &line).and_then(|ask| {
+                if ask.url != self.endpoint() {
+                    let endpoint = self.endpoint();
+                    let message = format!("`url` must be the batch's endpoint, `{endpoint}`");
+                    return Err(ApiError::invalid("url", message));
+                }
                 let custom_id = ask.custom_id;
                 if seen.insert(custom_id.clone()) {
                     return Ok(());
@@ -214,7 +220,7 @@ impl Work {
             if let Some(line) = next {
                 n += 1;
                 if !answered.contains(&(n - 1)) {
-                    let ask = read(n - 1, &line, self.endpoint())?;
+                    let ask = read(n - 1, &line)?;
                     let (app, endpoint) = (Arc::clone(&self.app), self.endpoint().to_string());
                     let (owner, stop) = (self.batch.owner.clone(), Arc::clone(&self.stop));
                     tasks.spawn(
@@ -254,7 +260,7 @@ impl Work {
             if answered.contains(&(n - 1)) {
                 continue;
             }
-            let ask = read(n - 1, &line, self.endpoint())?;
+            let ask = read(n - 1, &line)?;
             let body = json!({
                 "id": ids::random("batch_req_"), "custom_id": ask.custom_id, "response": null,
                 "error": {"code": "batch_expired", "message": "the batch's time was over before this request was answered"},
@@ -316,13 +322,15 @@ impl Work {
 }
 
 /// Reads a line.
-fn read(n: u64, line: &[u8], endpoint: &str) -> Result<Ask, ApiError> {
+pub(crate) fn read(n: u64, line: &[u8]) -> Result<Ask, ApiError> {
     let mut fields = super::fields::Fields::of_body(line)?;
     let custom_id: String = fields.need("custom_id")?;
     let (method, url): (String, String) = (fields.need("method")?, fields.need("url")?);
-    if method != "POST" || url != endpoint {
-        let message =
-            format!("`method` and `url` must be `POST` and the batch's endpoint, `{endpoint}`");
+    if method != "POST" {
+        return Err(ApiError::invalid("method", "`method` must be `POST`"));
+    }
+    if !ENDPOINTS.contains(&url.as_str()) {
+        let message = format!("`url` must be one of {}", ENDPOINTS.join(", "));
         return Err(ApiError::invalid("url", message));
     }
     let body: Value = fields.need("body")?;
@@ -333,6 +341,7 @@ fn read(n: u64, line: &[u8], endpoint: &str) -> Result<Ask, ApiError> {
     Ok(Ask {
         n,
         custom_id,
+        url,
         body: body.to_string().into_bytes(),
     })
 }

@@ -44,16 +44,7 @@ pub(crate) async fn create(
         return Err(ApiError::invalid("completion_window", message));
     }
     let metadata = fields.metadata()?.unwrap_or_default();
-    let life = match fields.object("output_expires_after")? {
-        None => None,
-        Some(mut after) => {
-            let anchor: Option<String> = after.take("anchor")?;
-            let seconds: Option<u64> = after.take("seconds")?;
-            after.finish(&[])?;
-            let seconds = seconds.map(|s| s.to_string());
-            Some(files::expires_after(anchor.as_deref(), seconds.as_deref())?)
-        }
-    };
+    let life = files::life_of(fields.object("output_expires_after")?, "batch_output")?;
     fields.finish(&[])?;
     let file = files::KIND.find(&app, &owner, &input).await?;
     if file.label != "batch" {

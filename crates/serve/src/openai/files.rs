@@ -9,10 +9,12 @@ use axum::extract::multipart::Field;
 use axum::extract::{FromRequest, Multipart, RawQuery, Request, State};
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
-use bantam_store::Object;
+use bantam_store::{Object, Store, StoreError};
 use serde_json::{Map, Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::fields::Fields;
+use super::file_check;
 use super::objects::Kind;
 use crate::caller::Caller;
 use crate::error::ApiError;
@@ -46,26 +48,44 @@ pub(crate) struct Draft {
     pub(crate) id: String,
     n: u64,
     bytes: u64,
+    bytes_max: u64,
     piece: Vec<u8>,
     finished: bool,
 }
 
 impl Draft {
     pub(crate) fn new(app: &Arc<App>) -> Self {
+        Self::named(app, ids::random("file-"))
+    }
+
+    /// One whose bytes are kept under a name of another kind.
+    pub(crate) fn named(app: &Arc<App>, id: String) -> Self {
         Self {
             app: Arc::clone(app),
-            id: ids::random("file-"),
+            id,
             n: 0,
             bytes: 0,
+            bytes_max: app.config.file_bytes_max,
             piece: Vec::new(),
             finished: false,
         }
     }
 
+    /// The same with room for fewer bytes.
+    pub(crate) fn at_most(mut self, bytes: u64) -> Self {
+        self.bytes_max = self.bytes_max.min(bytes);
+        self
+    }
+
+    /// Bytes so far.
+    pub(crate) fn len(&self) -> u64 {
+        self.bytes
+    }
+
     /// Adds bytes.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), ApiError> {
         self.bytes += bytes.len() as u64;
-        let limit = self.app.config.file_bytes_max;
+        let limit = self.bytes_max;
         if self.bytes > limit {
             return Err(ApiError::body_too_large(
                 usize::try_from(limit).unwrap_or(usize::MAX),
@@ -88,7 +108,26 @@ impl Draft {
             .await
     }
 
-    /// Makes it a file of the API's; how long it lives in seconds, if not for ever.
+    /// Makes it something other than a file: `work` notes it in the database and says whether to keep the bytes.
+    pub(crate) async fn keep_as(
+        mut self,
+        work: impl FnOnce(&Store) -> Result<bool, StoreError> + Send + 'static,
+    ) -> Result<bool, ApiError> {
+        self.flush().await?;
+        self.finished = self.app.store(work).await?;
+        Ok(self.finished)
+    }
+
+    async fn flush(&mut self) -> Result<(), ApiError> {
+        let piece = std::mem::take(&mut self.piece);
+        if piece.is_empty() {
+            return Ok(());
+        }
+        self.keep(piece).await
+    }
+
+    /// Makes it a file of the API's, if its lines are what the purpose asks for; how long it lives in seconds, if
+    /// not for ever.
     pub(crate) async fn finish(
         mut self,
         owner: &str,
@@ -96,10 +135,8 @@ impl Draft {
         purpose: &str,
         life: Option<u64>,
     ) -> Result<Value, ApiError> {
-        let piece = std::mem::take(&mut self.piece);
-        if !piece.is_empty() {
-            self.keep(piece).await?;
-        }
+        self.flush().await?;
+        self.check(purpose).await?;
         let created = ids::now();
         let expires = life.map(|life| created.saturating_add(life));
         let body = json!({
@@ -121,6 +158,18 @@ impl Draft {
         self.app.store(move |store| store.insert(&object)).await?;
         self.finished = true;
         Ok(body)
+    }
+
+    async fn check(&self, purpose: &str) -> Result<(), ApiError> {
+        let (app, id) = (Arc::clone(&self.app), self.id.clone());
+        let purpose = purpose.to_string();
+        let checking = tokio::task::spawn_blocking(move || {
+            let rows = app.config.training_rows.as_ref();
+            file_check::check(app.store_now(), &id, &purpose, rows)
+        });
+        checking
+            .await
+            .map_err(|_| ApiError::internal("the file was not checked"))?
     }
 }
 
@@ -161,7 +210,7 @@ pub(crate) async fn create(
                     .chars()
                     .take(512)
                     .collect();
-                draft = Some(upload(&app, field, patience).await?);
+                draft = Some(receive(Draft::new(&app), field, patience).await?);
             }
             "purpose" => purpose = Some(text("purpose", field, patience).await?),
             "expires_after[anchor]" => {
@@ -179,10 +228,7 @@ pub(crate) async fn create(
     }
     let draft = draft.ok_or_else(|| ApiError::missing("file"))?;
     let purpose = purpose.ok_or_else(|| ApiError::missing("purpose"))?;
-    if !PURPOSES.contains(&purpose.as_str()) {
-        let message = format!("`purpose` must be one of {}", PURPOSES.join(", "));
-        return Err(ApiError::invalid("purpose", message));
-    }
+    check_purpose(&purpose)?;
     let life = match (anchor.as_deref(), seconds) {
         (None, None) => (purpose == "batch").then_some(BATCH_LIFE),
         (anchor, seconds) => Some(expires_after(anchor, seconds.as_deref())?),
@@ -202,8 +248,29 @@ pub(crate) fn expires_after(anchor: Option<&str>, seconds: Option<&str>) -> Resu
     seconds.ok_or_else(|| ApiError::invalid("expires_after.seconds", message))
 }
 
+/// Refuses a purpose that there is none of.
+pub(crate) fn check_purpose(purpose: &str) -> Result<(), ApiError> {
+    if PURPOSES.contains(&purpose) {
+        return Ok(());
+    }
+    let message = format!("`purpose` must be one of {}", PURPOSES.join(", "));
+    Err(ApiError::invalid("purpose", message))
+}
+
+/// Reads `expires_after` of a JSON body: the seconds that a file for `purpose` lives, if not for ever.
+pub(crate) fn life_of(after: Option<Fields>, purpose: &str) -> Result<Option<u64>, ApiError> {
+    let Some(mut after) = after else {
+        return Ok((purpose == "batch").then_some(BATCH_LIFE));
+    };
+    let anchor: Option<String> = after.take("anchor")?;
+    let seconds: Option<u64> = after.take("seconds")?;
+    after.finish(&[])?;
+    let seconds = seconds.map(|s| s.to_string());
+    expires_after(anchor.as_deref(), seconds.as_deref()).map(Some)
+}
+
 /// Waits for a part of the body, but not for ever.
-async fn part<T>(
+pub(crate) async fn part<T>(
     next: impl Future<Output = Result<T, axum::extract::multipart::MultipartError>>,
     patience: Duration,
 ) -> Result<T, ApiError> {
@@ -214,12 +281,12 @@ async fn part<T>(
     }
 }
 
-async fn upload(
-    app: &Arc<App>,
+/// Writes a part of a body into a file.
+pub(crate) async fn receive(
+    mut draft: Draft,
     mut field: Field<'_>,
     patience: Duration,
 ) -> Result<Draft, ApiError> {
-    let mut draft = Draft::new(app);
     while let Some(bytes) = part(field.chunk(), patience).await? {
         draft.write(&bytes).await?;
     }
@@ -302,18 +369,61 @@ pub(crate) async fn content(
     Ok((headers, Body::from_stream(ReceiverStream::new(receiver))).into_response())
 }
 
+/// The longest line that is read.
+const LINE_MAX: usize = 8 << 20;
+
+/// Cuts pieces into lines.
+#[derive(Default)]
+pub(crate) struct LineBuffer {
+    bytes: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+impl LineBuffer {
+    /// Adds the next piece; `None` after the last.
+    pub(crate) fn feed(&mut self, piece: Option<Vec<u8>>) {
+        self.bytes.drain(..self.at);
+        self.at = 0;
+        match piece {
+            Some(piece) => self.bytes.extend_from_slice(&piece),
+            None => self.ended = true,
+        }
+    }
+
+    /// The next line, without its end, if all of it is there.
+    pub(crate) fn take(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
+        let rest = &self.bytes[self.at..];
+        let end = rest.iter().position(|b| *b == b'\n');
+        let (mut line, n) = match end {
+            Some(end) => (rest[..end].to_vec(), end + 1),
+            None if self.ended && !rest.is_empty() => (rest.to_vec(), rest.len()),
+            None if rest.len() > LINE_MAX => {
+                let message = format!("a line of the file is longer than {LINE_MAX} bytes");
+                return Err(ApiError::bad_file(message));
+            }
+            None => return Ok(None),
+        };
+        self.at += n;
+        if line.last() == Some(&b'\r') {
+            line.pop();
+        }
+        Ok(Some(line))
+    }
+
+    /// Has the last piece been added?
+    pub(crate) fn is_over(&self) -> bool {
+        self.ended
+    }
+}
+
 /// Reads a file line by line.
 pub(crate) struct Lines {
     app: Arc<App>,
     id: String,
     n: u64,
-    buffer: Vec<u8>,
-    at: usize,
-    ended: bool,
+    buffer: LineBuffer,
 }
-
-/// The longest line that is read.
-const LINE_MAX: usize = 8 << 20;
 
 impl Lines {
     pub(crate) fn new(app: &Arc<App>, id: &str) -> Self {
@@ -321,41 +431,22 @@ impl Lines {
             app: Arc::clone(app),
             id: id.to_string(),
             n: 0,
-            buffer: Vec::new(),
-            at: 0,
-            ended: false,
+            buffer: LineBuffer::default(),
         }
     }
 
     /// The next line, without its end; `None` after the last.
     pub(crate) async fn next(&mut self) -> Result<Option<Vec<u8>>, ApiError> {
         loop {
-            let rest = &self.buffer[self.at..];
-            if let Some(end) = rest.iter().position(|b| *b == b'\n') {
-                let mut line = rest[..end].to_vec();
-                self.at += end + 1;
-                if line.last() == Some(&b'\r') {
-                    line.pop();
-                }
+            if let Some(line) = self.buffer.take()? {
                 return Ok(Some(line));
             }
-            if self.ended {
-                let line = rest.to_vec();
-                self.at = self.buffer.len();
-                return Ok((!line.is_empty()).then_some(line));
-            }
-            if rest.len() > LINE_MAX {
-                let message = format!("a line is longer than {LINE_MAX} bytes");
-                return Err(ApiError::invalid("input_file_id", message));
+            if self.buffer.is_over() {
+                return Ok(None);
             }
             let (id, n) = (self.id.clone(), self.n);
             let piece = self.app.store(move |store| store.chunk(&id, n)).await?;
-            self.buffer.drain(..self.at);
-            self.at = 0;
-            match piece {
-                Some(piece) => self.buffer.extend_from_slice(&piece),
-                None => self.ended = true,
-            }
+            self.buffer.feed(piece);
             self.n += 1;
         }
     }

@@ -9,6 +9,7 @@ pub(crate) mod completions;
 pub(crate) mod decisions;
 pub(crate) mod embeddings;
 mod fields;
+mod file_check;
 pub(crate) mod files;
 mod format;
 mod messages;
@@ -23,6 +24,10 @@ mod sse;
 pub(crate) mod stored;
 pub(crate) mod tokens;
 mod tools;
+pub(crate) mod uploads;
+
+pub use file_check::{CheckLine, CheckRows};
+pub(crate) use responses::background;
 
 /// Reads bytes as a body of each kind; what comes of it is dropped.
 pub(crate) fn read_any(body: &[u8], store: &bantam_store::Store) {

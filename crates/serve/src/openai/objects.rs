@@ -5,6 +5,7 @@ use bantam_store::{ListQuery, Object};
 use serde_json::Value;
 
 use crate::error::ApiError;
+use crate::ids;
 use crate::query;
 use crate::server::App;
 
@@ -20,8 +21,11 @@ impl Kind {
     pub(crate) async fn find(self, app: &App, owner: &str, id: &str) -> Result<Object, ApiError> {
         let (owner, wanted) = (owner.to_string(), id.to_string());
         let found = app.store(move |store| store.get(self.name, &owner, &wanted));
+        // What has expired is gone, even before it is cleared away.
+        let now = ids::now();
         found
             .await?
+            .filter(|object| object.expires.is_none_or(|at| at > now))
             .ok_or_else(|| ApiError::no_object(self.noun, id))
     }
 

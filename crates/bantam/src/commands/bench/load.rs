@@ -1,12 +1,15 @@
 //! The work that is timed: prompts, answers and chats put to one engine.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use bantam_engine::{Engine, EngineConfig, Event, Finish, Llama, Request, Timings, Usage};
+use bantam_formats::JsonlReader;
 use bantam_text::{Chat, Message};
+use serde::Deserialize;
 
 /// Most answers at once, in any measurement.
 const SLOTS: usize = 64;
@@ -87,25 +90,55 @@ struct Ended {
 pub(crate) struct Load {
     engine: Engine<Llama>,
     chat: Arc<Chat>,
+    /// What to chat about, if not what is built in.
+    given: Option<Vec<Given>>,
     seed: usize,
+}
+
+/// A chat of a user's file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Given {
+    messages: Vec<Message>,
+    max_tokens: usize,
+    /// Of the same lines as requests, and without a meaning here.
+    #[serde(rename = "model")]
+    _model: Option<String>,
+    #[serde(rename = "temperature")]
+    _temperature: Option<f32>,
+}
+
+fn read_chats(path: &Path) -> anyhow::Result<Vec<Given>> {
+    let mut chats = Vec::new();
+    for line in JsonlReader::open(path)? {
+        let (number, chat) = line?;
+        let chat = serde_path_to_error::deserialize::<serde_json::Value, Given>(chat);
+        chats.push(chat.with_context(|| format!("{}:{number}", path.display()))?);
+    }
+    anyhow::ensure!(!chats.is_empty(), "{} holds no chats", path.display());
+    Ok(chats)
 }
 
 impl Load {
     /// An engine with room for every measurement.
-    pub(crate) fn new(model: Llama, chat: Arc<Chat>) -> Self {
-        let config = EngineConfig {
+    pub(crate) fn new(model: Llama, chat: Arc<Chat>, chats: Option<&Path>) -> anyhow::Result<Self> {
+        let mut config = EngineConfig {
             slots: SLOTS,
             queue: SLOTS,
-            // A guess that comes true would say more of the text than of the machine.
-            draft_tokens: 0,
             ..EngineConfig::default()
         };
+        let given = chats.map(read_chats).transpose()?;
+        if given.is_none() {
+            // A guess that comes true would say more of the text than of the machine.
+            config.draft_tokens = 0;
+        }
         let engine = Engine::new(model, chat.tokenizer().clone(), config);
-        Self {
+        Ok(Self {
             engine,
             chat,
+            given,
             seed: 0,
-        }
+        })
     }
 
     /// Measures once.
@@ -170,19 +203,26 @@ impl Load {
     }
 
     fn chats(&self) -> anyhow::Result<Vec<Request>> {
-        let texts = BEGINNINGS
-            .iter()
-            .flat_map(|begin| THINGS.iter().map(move |thing| format!("{begin} {thing}")));
-        let request = |text: String| {
-            let messages = [Message::system(SYSTEM), Message::user(text)];
+        let request = |messages: &[Message], max_tokens| {
             Ok(Request {
-                prompt: self.chat.prompt(&messages, &[])?,
-                max_tokens: CHAT_TOKENS,
+                prompt: self.chat.prompt(messages, &[])?,
+                max_tokens,
                 end_tokens: self.chat.end_tokens().to_vec(),
                 ..Request::default()
             })
         };
-        texts.map(request).collect()
+        if let Some(given) = &self.given {
+            let chats = given.iter();
+            return chats
+                .map(|one| request(&one.messages, one.max_tokens))
+                .collect();
+        }
+        let texts = BEGINNINGS
+            .iter()
+            .flat_map(|begin| THINGS.iter().map(move |thing| format!("{begin} {thing}")));
+        texts
+            .map(|text| request(&[Message::system(SYSTEM), Message::user(text)], CHAT_TOKENS))
+            .collect()
     }
 
     fn one(&mut self, request: Request) -> anyhow::Result<Ended> {

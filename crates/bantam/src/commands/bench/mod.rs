@@ -85,7 +85,8 @@ pub(crate) fn run(context: &Context, settings: &BenchSettings) -> anyhow::Result
     let mut load = Load::new(
         loaded.load(&compute, settings.weights)?,
         loaded.base.chat.clone(),
-    );
+        settings.chats.as_deref(),
+    )?;
     drop(spinner);
 
     let wanted: Vec<(Measure, bool)> = measures()

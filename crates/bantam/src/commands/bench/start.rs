@@ -88,7 +88,7 @@ pub(crate) fn answer(context: &Context, settings: &BenchSettings) -> anyhow::Res
         &compute,
         settings.weights,
     )?;
-    let mut load = Load::new(model, loaded.base.chat.clone());
+    let mut load = Load::new(model, loaded.base.chat.clone(), None)?;
     let load_ms = began.elapsed().as_secs_f64() * 1e3;
     load.first_token()?;
     context.printer.json(&FirstToken { load_ms })?;

@@ -86,6 +86,11 @@ impl Builder {
         Value::Object(body)
     }
 
+    /// Changes the status of one that has not ended.
+    pub(super) fn enter(&mut self, status: &'static str) {
+        self.status = status;
+    }
+
     /// The first events.
     pub(super) fn begin(&mut self) {
         self.tell_response("response.created");

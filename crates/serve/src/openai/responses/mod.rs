@@ -1,5 +1,6 @@
 //! `/v1/responses`: create, stream, look up, forget; one response goes on from another.
 
+pub(crate) mod background;
 mod build;
 mod request;
 
@@ -34,6 +35,10 @@ pub(crate) async fn create(
     let body = app.read_json(http).await?;
     let request = ResponseRequest::parse(&body, app.store_now(), &caller.owner)?;
     drop(body);
+    if request.background {
+        let (answers, work) = start(&app, &caller, request, false).await?;
+        return Ok(Json(background::start(&app, answers, work)?).into_response());
+    }
     if !request.stream {
         return Ok(Json(whole(&app, &caller, request).await?).into_response());
     }
@@ -56,6 +61,10 @@ pub(crate) async fn answer(
     if request.stream {
         let message = "a batch's answers are not streamed";
         return Err(ApiError::unsupported("stream", message));
+    }
+    if request.background {
+        let message = "a batch is in the background as it is";
+        return Err(ApiError::unsupported("background", message));
     }
     whole(app, caller, request).await
 }
@@ -80,8 +89,8 @@ struct Work {
     caller: Caller,
     id: String,
     created: u64,
-    model: String,
     store: bool,
+    background: bool,
     metadata: Map<String, Value>,
     context: Vec<Value>,
     input: Vec<Value>,
@@ -101,7 +110,7 @@ async fn start(
         ("object", json!("response")),
         ("created_at", json!(created)),
         ("model", json!(model.id)),
-        ("background", json!(false)),
+        ("background", json!(request.background)),
         ("metadata", Value::Object(request.metadata.clone())),
         ("reasoning", json!({"effort": null, "summary": null})),
         ("service_tier", json!("default")),
@@ -119,8 +128,8 @@ async fn start(
         caller: caller.clone(),
         id,
         created,
-        model: model.id.clone(),
         store: request.store,
+        background: request.background,
         metadata: request.metadata,
         context: request.context,
         input: request.input,
@@ -130,35 +139,73 @@ async fn start(
 }
 
 impl Work {
+    /// An object that is kept with the response.
+    fn object(&self, kind: &str, id: &str, label: &str, body: Value, extra: Value) -> Object {
+        Object {
+            kind: kind.to_string(),
+            id: id.to_string(),
+            owner: self.caller.owner.clone(),
+            created: self.created,
+            label: label.to_string(),
+            expires: None,
+            metadata: Map::new(),
+            body,
+            extra,
+        }
+    }
+
+    /// The response as it stands, with the conversation up to its end, if it has one.
+    fn kept(&self, context: Value) -> Object {
+        let body = self.builder.response();
+        let status = body["status"].as_str().unwrap_or_default().to_string();
+        let extra = json!({"context": context, "input": self.input});
+        let mut kept = self.object(KIND.name, &self.id, &status, body, extra);
+        kept.metadata = self.metadata.clone();
+        kept
+    }
+
+    /// Keeps a response that has only begun.
+    fn begin(&self) -> Result<(), ApiError> {
+        let kept = self.app.store_now().insert(&self.kept(Value::Null));
+        kept.map_err(ApiError::store)
+    }
+
+    /// Notes how a response that was begun stands. Its caller may have deleted it.
+    fn save(&self) {
+        if let Err(error) = self.app.store_now().update(&self.kept(Value::Null)) {
+            tracing::error!(%error, "the state of a response was not kept");
+        }
+    }
+
     /// Keeps the response, and its items by their own names.
     fn keep(&mut self) -> Result<(), ApiError> {
         if !self.store {
             return Ok(());
         }
-        let object = |kind: &str, id: &str, body: Value, extra: Value| Object {
-            kind: kind.to_string(),
-            id: id.to_string(),
-            owner: self.caller.owner.clone(),
-            created: self.created,
-            label: self.model.clone(),
-            expires: None,
-            metadata: Map::new(),
-            body,
-            extra,
-        };
         let mut context = std::mem::take(&mut self.context);
         let store = self.app.store_now();
         for item in self.builder.output() {
             request::add("output", item.clone(), &mut context)?;
             let id = item["id"].as_str().unwrap_or_default();
-            let kept = object(ITEM, id, item.clone(), Value::Null);
+            let kept = self.object(ITEM, id, "", item.clone(), Value::Null);
             store.insert(&kept).map_err(ApiError::store)?;
         }
-        let extra = json!({"context": context, "input": self.input});
-        let mut kept = object(KIND.name, &self.id, self.builder.response(), extra);
-        kept.metadata = self.metadata.clone();
-        store.insert(&kept).map_err(ApiError::store)
+        let kept = self.kept(Value::Array(context));
+        // One in the background is there already.
+        let done = if self.background {
+            store.update(&kept).map(|_| ())
+        } else {
+            store.insert(&kept)
+        };
+        done.map_err(ApiError::store)
     }
+}
+
+/// Writes a status into a kept response.
+fn spell(object: &mut Object, status: &str, error: Value) {
+    object.label = status.to_string();
+    object.body["status"] = json!(status);
+    object.body["error"] = error;
 }
 
 impl Writer for Work {
@@ -212,6 +259,7 @@ pub(crate) async fn delete(
 ) -> Result<Json<Value>, ApiError> {
     let caller = Caller::of(&request)?;
     let object = KIND.find(&app, &caller.owner, &id).await?;
+    background::stop(&app, &id);
     let items = object.body["output"]
         .as_array()
         .cloned()
@@ -229,15 +277,18 @@ pub(crate) async fn delete(
     ))
 }
 
-/// `POST /v1/responses/{id}/cancel`: only what runs in the background could be cancelled.
+/// `POST /v1/responses/{id}/cancel`: ends one in the background. One that has ended stays as it is.
 pub(crate) async fn cancel(
     State(app): State<Arc<App>>,
     Id(id): Id,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
-    let message = "only responses in the background can be cancelled; hang up on the others";
-    Err(ApiError::conflict("not_cancellable", message))
+    let object = KIND.find(&app, &Caller::of(&request)?.owner, &id).await?;
+    if object.body["background"] != true {
+        let message = "only responses in the background can be cancelled; hang up on the others";
+        return Err(ApiError::conflict("not_cancellable", message));
+    }
+    Ok(Json(background::cancel(&app, object)?.body))
 }
 
 /// `GET /v1/responses/{id}/input_items`

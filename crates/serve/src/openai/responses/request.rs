@@ -14,11 +14,6 @@ use crate::ids;
 
 /// Fields of OpenAI's that are taken only with the value that asks for nothing.
 const NEUTRAL: &[Neutral] = &[
-    (
-        "background",
-        &["false"],
-        "answers are given while the caller waits",
-    ),
     ("conversation", &[], "use `previous_response_id`"),
     ("context_management", &[], "contexts are not compacted"),
     ("moderation", &[], "nothing is moderated"),
@@ -53,6 +48,7 @@ pub(crate) struct ResponseRequest {
     pub(crate) ask: Ask,
     pub(crate) stream: bool,
     pub(crate) store: bool,
+    pub(crate) background: bool,
     pub(crate) metadata: Map<String, Value>,
     /// The conversation in chat's shapes, without the instructions: what a next response goes on from.
     pub(crate) context: Vec<Value>,
@@ -77,6 +73,15 @@ impl ResponseRequest {
             options.finish(&[])?;
         }
         let keep = fields.take("store")?.unwrap_or(true);
+        let background = fields.take("background")?.unwrap_or(false);
+        if background && stream {
+            let message = "a response in the background is asked for later, not streamed";
+            return Err(ApiError::unsupported("stream", message));
+        }
+        if background && !keep {
+            let message = "`background` goes with `store: true` only";
+            return Err(ApiError::invalid("background", message));
+        }
         let metadata = fields.metadata()?.unwrap_or_default();
         let previous: Option<String> = fields.take("previous_response_id")?;
         let mut context = match &previous {
@@ -88,10 +93,14 @@ impl ResponseRequest {
                         format!("`previous_response_id`: no response `{id:.80}` was found");
                     return Err(ApiError::invalid("previous_response_id", message));
                 };
-                found.extra["context"]
-                    .as_array()
-                    .cloned()
-                    .unwrap_or_default()
+                let Some(context) = found.extra["context"].as_array() else {
+                    let message = format!(
+                        "`previous_response_id`: the response is `{}` and cannot be gone on from",
+                        found.label
+                    );
+                    return Err(ApiError::invalid("previous_response_id", message));
+                };
+                context.clone()
             }
         };
         let n_before = context.len();
@@ -135,6 +144,7 @@ impl ResponseRequest {
             ask,
             stream,
             store: keep,
+            background,
             metadata,
             context,
             input,
