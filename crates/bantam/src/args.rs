@@ -284,6 +284,9 @@ pub(crate) struct EvalArgs {
     /// Let the model answer only one of the labels in this file, one a line
     #[arg(long, value_name = "FILE")]
     pub(crate) labels: Option<PathBuf>,
+    /// Fit how sure the run is of its labels to these rows, and keep that in its folder for `/v1/decisions`
+    #[arg(long, requires = "labels")]
+    pub(crate) calibrate: bool,
     /// Score at most this many rows, or windows of a text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) limit: Option<u64>,

@@ -32,6 +32,8 @@ pub(crate) struct Model {
     pub(crate) constraints: ConstraintEngine,
     pub(crate) default_temperature: f32,
     embedder: Option<Arc<dyn Embedder>>,
+    /// What log-likelihoods are divided by, if that was fitted.
+    pub(crate) calibration: Option<f64>,
     pub(crate) worker: Arc<Worker>,
     /// The base's name and where the adapter comes from, if it is one over a base.
     adapter: Option<(String, Source)>,
@@ -100,6 +102,7 @@ impl Models {
             constraints: model.constraints,
             default_temperature: model.default_temperature,
             embedder: model.embedder,
+            calibration: model.calibration,
             worker: Arc::new(worker),
             adapter: None,
         });
@@ -144,6 +147,7 @@ impl Models {
             constraints: base.constraints.clone(),
             default_temperature: adapter.default_temperature,
             embedder: None,
+            calibration: adapter.calibration,
             worker: Arc::clone(&base.worker),
             adapter: Some((adapter.base, source)),
         });

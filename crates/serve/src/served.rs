@@ -34,6 +34,8 @@ pub struct ServedModel {
     pub default_temperature: f32,
     /// Turns texts into vectors; without it `/v1/embeddings` refuses this model.
     pub embedder: Option<Arc<dyn Embedder>>,
+    /// What `/v1/decisions` divides log-likelihoods by, if that was fitted for this model.
+    pub calibration: Option<f64>,
     pub(crate) engine: EngineFactory,
     /// Whether something is an adapter of this kind of model.
     pub(crate) fits: fn(&dyn Any) -> bool,
@@ -63,6 +65,7 @@ impl ServedModel {
             constraints,
             default_temperature: 1.0,
             embedder: None,
+            calibration: None,
             engine: Box::new(move || match engine() {
                 Ok(engine) => Ok(Box::new(engine)),
                 Err(error) => Err(error.to_string()),
@@ -90,6 +93,8 @@ pub struct ServedAdapter {
     pub owned_by: String,
     /// The temperature of a request that names none.
     pub default_temperature: f32,
+    /// What `/v1/decisions` divides log-likelihoods by, if that was fitted for this adapter.
+    pub calibration: Option<f64>,
     pub(crate) load: LoadAdapter,
 }
 
@@ -108,6 +113,7 @@ impl ServedAdapter {
             created: 0,
             owned_by: "bantam".to_string(),
             default_temperature: 0.0,
+            calibration: None,
             load: Box::new(load),
         }
     }

@@ -446,6 +446,31 @@ fn decisions_are_exact_likelihoods() {
             param
         );
     }
+    assert_eq!(answer["calibrated"], false);
+    // A temperature that was fitted for the model makes it as much less sure, and changes no choice.
+    let mut sober = support::model("sober", EngineConfig::default(), Duration::ZERO);
+    sober.calibration = Some(4.0);
+    let other = Server::start(config(), support::models(vec![sober])).unwrap();
+    let mut body = ask.clone();
+    body["model"] = json!("sober");
+    let calibrated = send(&other, "POST", "/v1/decisions", Some(&body)).json();
+    assert_eq!(calibrated["calibrated"], true);
+    for (one, other) in answer["answers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(calibrated["answers"].as_array().unwrap())
+    {
+        let odds = |a: &Value| {
+            let p = a["probability"].as_f64();
+            p.map(|p| (p / (1.0 - p)).ln())
+        };
+        if let (Some(plain), Some(cooled)) = (odds(one), odds(other)) {
+            assert!((plain / 4.0 - cooled).abs() < 1e-6, "{plain} {cooled}");
+        }
+        assert_eq!(one["choice"], other["choice"]);
+    }
+    other.stop().unwrap();
     let rerank = json!({"model": "mock", "query": "card", "documents": ["a", {"text": "b"}, "c"], "top_n": 2, "return_documents": true});
     let ranked = send(&server, "POST", "/v1/rerank", Some(&rerank)).json();
     let results = ranked["results"].as_array().unwrap();

@@ -1,15 +1,17 @@
 //! `bantam eval`: a model answers held-out rows and is marked, with an interval.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context as _, anyhow};
 use bantam_engine::{
-    BoxedConstraint, Completion, Engine, EngineConfig, Finish, Request, generate_all,
+    BoxedConstraint, Completion, Engine, EngineConfig, Finish, Llama, Request, generate_all,
 };
 use bantam_kernels::Compute;
 use bantam_lab::data::{self, Row, RowOptions};
-use bantam_lab::eval::{self, Answer, EvalOutcome, Extras, Metric, Question};
+use bantam_lab::eval::{
+    self, Answer, Calibration, EvalOutcome, Extras, Metric, Question, ScoredRow,
+};
 use bantam_lab::train::peak_rss_mb;
 use bantam_text::{Chat, ConstraintEngine, ConstraintSpec};
 use serde::Serialize;
@@ -18,7 +20,7 @@ use super::Context;
 use crate::cache::write_atomic;
 use crate::error::{HintExt as _, advise};
 use crate::interrupt;
-use crate::loader::Loaded;
+use crate::loader::{CALIBRATION, Loaded, Place, place};
 use crate::printer::{self, Printer, Table};
 use crate::progress::Progress;
 use crate::settings::{ConstraintChoice, EvalSettings, MetricChoice};
@@ -42,6 +44,9 @@ struct Report<'a> {
     failures: eval::Failures,
     extras: &'a Extras,
     definitions: &'a str,
+    /// What was fitted, with `--calibrate`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    calibration: Option<Calibration>,
 }
 
 /// Asks, marks, reports.
@@ -50,6 +55,8 @@ pub(crate) fn run(context: &Context, settings: &EvalSettings) -> anyhow::Result<
     let cancel = interrupt::watch()?;
     let loaded = Loaded::open(context, &settings.model, &cancel)?;
     interrupt::end_at_once(&cancel);
+    let run = settings.calibrate.then(|| run_folder(context, settings));
+    let run = run.transpose()?;
     let chat = &loaded.base.chat;
     let system = settings.system.or(loaded.system()).map(str::to_owned);
     let mut rows = data::load_rows(&settings.data, &RowOptions { system })?;
@@ -102,6 +109,16 @@ pub(crate) fn run(context: &Context, settings: &EvalSettings) -> anyhow::Result<
         write_atomic(path, text.as_bytes())
             .with_context(|| format!("could not write `{}`", path.display()))?;
     }
+    let calibration = match (&run, &settings.constraint) {
+        (Some(folder), ConstraintChoice::Labels(path)) => {
+            let labels = read_labels(path)?;
+            let fitted = calibrate(&mut engine, chat, &questions, &labels)?;
+            let text = serde_json::to_string_pretty(&fitted)? + "\n";
+            write_atomic(&folder.join(CALIBRATION), text.as_bytes())?;
+            Some(fitted)
+        }
+        _ => None,
+    };
     let report = Report {
         rows: outcome.rows,
         metric,
@@ -123,12 +140,54 @@ pub(crate) fn run(context: &Context, settings: &EvalSettings) -> anyhow::Result<
         failures: outcome.failures,
         extras: &outcome.extras,
         definitions: &outcome.definitions,
+        calibration,
     };
     if settings.json {
         printer.json(&report)
     } else {
         show(printer, &report, &outcome, settings)
     }
+}
+
+/// The folder that a calibration is kept in.
+fn run_folder(context: &Context, settings: &EvalSettings) -> anyhow::Result<PathBuf> {
+    match place(&context.catalogue, &settings.model)? {
+        Place::Run(folder) => Ok(folder),
+        _ => Err(advise(
+            anyhow!("`{}` is no run directory", settings.model),
+            "a calibration is kept in the folder of the run that it is of",
+        )),
+    }
+}
+
+/// Scores every label for every row, its end included as `/v1/decisions` does, and fits the temperature.
+fn calibrate(
+    engine: &mut Engine<Llama>,
+    chat: &Chat,
+    questions: &[Question],
+    labels: &[String],
+) -> anyhow::Result<Calibration> {
+    let tokenizer = chat.tokenizer();
+    let options: Vec<Vec<u32>> = labels
+        .iter()
+        .map(|label| {
+            let mut ids = tokenizer.encode_plain(label);
+            ids.extend(chat.end_tokens().first());
+            ids
+        })
+        .collect();
+    let mut rows = Vec::with_capacity(questions.len());
+    for question in questions {
+        let expected = question.expected.text.trim();
+        let Some(right) = labels.iter().position(|label| label == expected) else {
+            continue;
+        };
+        let prompt = chat.prompt(&question.messages, &question.tools)?;
+        let scores = engine.score_options(&prompt, &options, None);
+        let scores = scores.map_err(|error| anyhow!("line {}: {error}", question.line))?;
+        rows.push(ScoredRow { scores, right });
+    }
+    eval::calibrate(&rows).context("the labels of these rows have no likelihoods to fit")
 }
 
 /// The metric asked for, or the one that fits the rows.
@@ -284,6 +343,12 @@ fn show(
     )))?;
     let mut table = Table::facts();
     table.row(["rows", &printer::thousands(report.rows as u64)]);
+    if let Some(fitted) = &report.calibration {
+        let [before, after] = fitted.ece.map(percent);
+        let temperature = format!("{:.2}", fitted.temperature);
+        table.row(["temperature fitted", &temperature]);
+        table.row(["calibration error", &format!("{before}, with it {after}")]);
+    }
     let score = format!(
         "{} (95% interval {})",
         percent(report.score),

@@ -27,6 +27,9 @@ use crate::error::{HintExt as _, advise};
 
 pub(crate) use shelf::Shelf;
 
+/// The file of a run's folder that says how sure the run may be of its answers.
+pub(crate) const CALIBRATION: &str = "calibration.json";
+
 /// What a model argument stands for.
 #[derive(Debug)]
 pub(crate) enum Place<'a> {

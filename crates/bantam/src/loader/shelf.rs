@@ -12,12 +12,15 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use bantam_engine::{DecoderEmbedder, Engine, EngineConfig, Llama};
 use bantam_kernels::Compute;
+use bantam_lab::eval::Calibration;
 use bantam_lab::export::read_adapter;
 use bantam_model::{Lora, Model, Weights};
 use bantam_serve::{LoadedAdapter, Models, ServedAdapter, ServedEmbedder, ServedModel};
 use bantam_text::ConstraintEngine;
 
-use super::{Base, Place, adapter_in, embedder, identity, model_in, not_finished, place};
+use super::{
+    Base, CALIBRATION, Place, adapter_in, embedder, identity, model_in, not_finished, place,
+};
 use crate::commands::Context;
 use crate::settings::{ServedSettings, short_name};
 
@@ -139,6 +142,7 @@ impl Shelf {
         });
         served.aliases.clone_from(&settings.aliases);
         served.created = made(folder);
+        served.calibration = calibration_in(folder)?;
         // The name that OpenAI would give it.
         let alias = format!("ft:{}:{}", short_name(&identity.base), settings.id);
         if settings.id != alias && !served.aliases.contains(&alias) {
@@ -302,6 +306,7 @@ impl Shelf {
             served.tuned = true;
             // It was judged on its likeliest answers, so that is what a plain call gets.
             served.default_temperature = 0.0;
+            served.calibration = calibration_in(Path::new(&settings.model))?;
         }
         self.models.add(served)?;
         let mut engine = held.engine.lock().unwrap_or_else(PoisonError::into_inner);
@@ -325,4 +330,20 @@ fn made(path: &Path) -> u64 {
         .ok()
         .and_then(|time: SystemTime| time.duration_since(UNIX_EPOCH).ok())
         .map_or(0, |since| since.as_secs())
+}
+
+/// The temperature that `bantam eval --calibrate` fitted for a run, if it did.
+fn calibration_in(folder: &Path) -> anyhow::Result<Option<f64>> {
+    let path = folder.join(CALIBRATION);
+    if !path.exists() {
+        return Ok(None);
+    }
+    let fitted: Calibration = serde_json::from_str(&fs_err::read_to_string(&path)?)
+        .with_context(|| format!("{} is no calibration", path.display()))?;
+    anyhow::ensure!(
+        fitted.temperature.is_finite() && fitted.temperature > 0.0,
+        "{}: `temperature` must be above 0",
+        path.display()
+    );
+    Ok(Some(fitted.temperature))
 }

@@ -134,6 +134,8 @@ pub(crate) struct EvalSettings {
     pub(crate) system: SystemChoice,
     /// What answers are held to.
     pub(crate) constraint: ConstraintChoice,
+    /// Keep how sure the run may be in its folder.
+    pub(crate) calibrate: bool,
     /// Most rows.
     pub(crate) limit: usize,
     /// Longest answer.
@@ -227,6 +229,7 @@ impl PerplexitySettings {
             ("--schema", args.schema.is_some()),
             ("--labels", args.labels.is_some()),
             ("--system", args.system.is_some()),
+            ("--calibrate", args.calibrate),
             ("--rows-out", args.rows_out.is_some()),
         ];
         if let Some((flag, _)) = meaningless.into_iter().find(|(_, given)| *given) {
@@ -270,6 +273,7 @@ impl EvalSettings {
             constraint,
             limit: count(args.limit),
             max_tokens: args.max_tokens as usize,
+            calibrate: args.calibrate,
             rows_out: args.rows_out,
             weights: args.weights.weights.into(),
             threads: threads(args.threads),

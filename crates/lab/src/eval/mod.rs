@@ -10,6 +10,7 @@
 //! A row without an answer (the prompt does not fit, the engine failed) scores 0 and is counted; no row is dropped.
 //! To add a metric: a file beside these, an arm of [`Metric`], a five-row fixture with its known score.
 
+mod calibration;
 mod json;
 mod label;
 mod rouge;
@@ -22,6 +23,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use calibration::{Calibration, ScoredRow, calibrate};
 pub use json::{FieldCounts, same_json};
 pub use label::{Confusion, LabelSummary};
 

@@ -1,8 +1,8 @@
 //! `POST /v1/decisions` and `POST /v1/rerank`: probabilities over closed sets.
 //!
 //! Nothing is generated: each option is scored as the whole answer, its end included, and the probabilities are those
-//! scores, normalised over the options. The questions of a request share the input, which is read once. They are the
-//! model's own and not calibrated.
+//! scores, normalised over the options. The questions of a request share the input, which is read once. Where a
+//! temperature was fitted for the model the scores are divided by it first; the answer says whether one was.
 
 use std::sync::Arc;
 
@@ -89,6 +89,7 @@ pub(crate) async fn create(
     caller.spend(n_tokens as u64);
     Ok(Json(json!({
         "model": scorer.model.id, "answers": answers, "usage": usage(n_tokens),
+        "calibrated": scorer.model.calibration.is_some(),
     })))
 }
 
@@ -301,7 +302,11 @@ impl Scorer {
         let resident = self.resident.clone();
         let scores = worker.score(prompt, options, resident, &self.seat).await?;
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|score| (score - max).exp()).collect();
+        let temperature = self.model.calibration.unwrap_or(1.0);
+        let weights = scores
+            .iter()
+            .map(|score| ((score - max) / temperature).exp());
+        let weights: Vec<f64> = weights.collect();
         let sum: f64 = weights.iter().sum();
         if !sum.is_finite() || sum <= 0.0 {
             return Err(ApiError::internal("the options have no likelihood"));
