@@ -127,7 +127,7 @@ def likelihood(context, continuation):
 @check
 def harness():
     rows = [
-        {"q": f"The opposite of {a} is", "choices": [f" {b}", f" {c}", " table"], "gold": 0}
+        {"q": f"The opposite of {a} is", "choices": [b, c, "table"], "gold": 0}
         for a, b, c in [
             ("hot", "cold", "blue"), ("up", "down", "left"), ("big", "small", "green"), ("day", "night", "lunch"),
             ("good", "bad", "tree"), ("open", "closed", "seven"), ("black", "white", "loud"), ("wet", "dry", "sad"),
@@ -166,7 +166,7 @@ def harness():
         sample = json.loads(line)
         for choice, answer in zip(sample["doc"]["choices"], sample["resps"]):
             theirs = float(answer[0][0])
-            assert abs(theirs - likelihood(sample["doc"]["q"], choice)) < 1e-3, (sample["doc"], choice, theirs)
+            assert abs(theirs - likelihood(sample["doc"]["q"], f" {choice}")) < 1e-3, (sample["doc"], choice, theirs)
             n_compared += 1
     assert n_compared == 24
     assert math.isfinite(results["bantam_words"]["byte_perplexity,none"])
