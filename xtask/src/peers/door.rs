@@ -15,7 +15,7 @@ use crate::http::Connection;
 
 /// As many as `bantam bench` has.
 const CLIENTS: usize = 16;
-const CHATS: usize = 256;
+const CHATS: usize = 64;
 const MAX_TOKENS: usize = 8;
 /// Both sides take turns, so that a machine that slows down slows down both.
 const TURNS: usize = 3;
