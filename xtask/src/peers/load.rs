@@ -266,7 +266,8 @@ fn request(server: &Server, rng: &mut Rng, act: Act) -> Result<Outcome> {
     while let Some(part) = connection.part(&mut head)? {
         let text = String::from_utf8(part)?;
         // The frame that says who speaks has an empty content.
-        let tokens = text.matches("\"content\":").count() - text.matches("\"role\":").count();
+        let tokens = (text.matches("\"content\":").count())
+            .saturating_sub(text.matches("\"role\":").count());
         all.push_str(&text);
         if tokens > 0 && act != Act::Slow {
             let now = Instant::now();
