@@ -84,7 +84,8 @@ impl Bantam {
         sh::last_json(&sh::capture(self.command(args).arg("--json"))?)
     }
 
-    /// Serves `model` on a free port of the loopback until dropped, to holders of a key of the database `path`.
+    /// Serves `model` on a free port of the loopback until dropped, to holders of a key of the database `path`; what
+    /// is kept goes beside it.
     pub(crate) fn serve(
         &self,
         model: &Path,
@@ -93,6 +94,7 @@ impl Bantam {
     ) -> Result<(Server, Keys)> {
         let port = free_port()?;
         let (model, port_text) = (model.to_string_lossy(), port.to_string());
+        let data = path.with_extension("kept").to_string_lossy().into_owned();
         let path = path.to_string_lossy();
         let make = |flags: &[&str]| -> Result<String> {
             let report = self.json(&[&["keys", "create", "--keys", &path], flags].concat())?;
@@ -116,6 +118,8 @@ impl Bantam {
             &port_text,
             "--keys",
             &path,
+            "--data",
+            &data,
         ];
         Ok((Server::start(&mut self.command(&words), port)?, keys))
     }

@@ -103,10 +103,10 @@ pub(crate) fn run_python(server: &(Server, Keys), python: &Path, name: &str) -> 
     sh::run(address(&mut command, server))
 }
 
-/// Runs the Node client, from a copy beside its `node_modules`, which is where Node looks for packages.
-pub(crate) fn run_node(server: &(Server, Keys), packages: &Path) -> Result<()> {
-    let copy = packages.join("openai_client.mjs");
-    fs::copy(script("openai_client.mjs")?, &copy)?;
+/// Runs a script with the Node client, from a copy beside its `node_modules`, which is where Node looks for packages.
+pub(crate) fn run_node(server: &(Server, Keys), packages: &Path, name: &str) -> Result<()> {
+    let copy = packages.join(name);
+    fs::copy(script(name)?, &copy)?;
     sh::run(address(sh::command("node").arg(copy), server))
 }
 

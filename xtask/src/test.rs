@@ -193,12 +193,19 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
     tally.check("the official Python client", || {
         clients::run_python(&server, &clients::python()?, "openai_client.py")
     });
+    tally.check("fine-tuning by the official Python client", || {
+        clients::run_python(&server, &clients::python()?, "fine_tuning_client.py")
+    });
     tally.check("answers of three hundred schemas are valid", || {
         clients::run_python(&server, &clients::python()?, "openai_schemas.py")
     });
     if sh::exists("node") && sh::exists("npm") {
         tally.check("the official Node client", || {
-            clients::run_node(&server, &clients::node_packages()?)
+            clients::run_node(&server, &clients::node_packages()?, "openai_client.mjs")
+        });
+        tally.check("fine-tuning by the official Node client", || {
+            let name = "fine_tuning_client.mjs";
+            clients::run_node(&server, &clients::node_packages()?, name)
         });
     } else {
         eprintln!("\n==> skipped: the official Node client (no `node` or no `npm` here)");

@@ -235,6 +235,12 @@ pub(crate) struct TrainArgs {
     /// Train on these batches, a JSON list of lists of row numbers from 0: to compare with another trainer
     #[arg(long, value_name = "FILE", hide = true, requires = "out")]
     pub(crate) order: Option<PathBuf>,
+    /// Yield to everything else, and save and end when stdin is closed: how a server trains
+    #[arg(long, hide = true, requires = "out")]
+    pub(crate) worker: bool,
+    /// The most memory of the process, in MiB
+    #[arg(long, value_name = "MIB", hide = true, requires = "worker")]
+    pub(crate) worker_memory_mb: Option<u64>,
     #[command(flatten)]
     pub(crate) threads: ThreadsArg,
     /// Say what the run would take (steps, tokens, time, memory), and train nothing
@@ -363,6 +369,12 @@ pub(crate) struct ServeArgs {
     /// Memory for adapters; those that were not asked for longest make way for others [default: 1024]
     #[arg(long, value_name = "MB")]
     pub(crate) adapter_mb: Option<u32>,
+    /// Threads of a fine-tuning job [default: one a core]; jobs yield to requests
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) train_threads: Option<u16>,
+    /// The most memory of a fine-tuning job's process [default: no limit]
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u64).range(256..))]
+    pub(crate) train_memory_mb: Option<u64>,
     /// Certificate (PEM), to serve HTTPS
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub(crate) tls_cert: Option<PathBuf>,

@@ -10,6 +10,7 @@ mod demo;
 mod error;
 mod fetch;
 mod interrupt;
+mod jobs;
 mod loader;
 mod printer;
 mod progress;

@@ -148,6 +148,8 @@ section! {
     OptimRecipe {
         /// Peak learning rate.
         lr: f64,
+        /// Multiplies the peak learning rate, given or chosen.
+        lr_multiplier: f64,
         /// Decay of the two moments.
         betas: [f64; 2],
         /// Added to the root of the second moment.
@@ -190,6 +192,8 @@ section! {
         every_steps: usize,
         /// Seconds between checkpoints; 0 leaves it to the steps.
         every_s: f64,
+        /// Keep the adapter of each epoch's end, under `epochs/` in the run's folder.
+        each_epoch: bool,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ServeError;
 use crate::auth::ApiKey;
 use crate::listen::Tls;
 use crate::openai::CheckRows;
+use crate::training::TrainingConfig;
 
 /// Where and how to listen.
 #[derive(Clone)]
@@ -26,6 +27,8 @@ pub struct ServeConfig {
     pub store: Option<Arc<Store>>,
     /// Judges the lines of files for training; without it they need only be JSON objects.
     pub training_rows: Option<CheckRows>,
+    /// Who trains, and where; without it, jobs are refused.
+    pub training: Option<TrainingConfig>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
     /// The longest request body.
@@ -57,6 +60,7 @@ impl Default for ServeConfig {
             keys: None,
             store: None,
             training_rows: None,
+            training: None,
             tls: None,
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),

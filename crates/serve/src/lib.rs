@@ -54,6 +54,7 @@ mod residents;
 mod router;
 mod served;
 mod server;
+mod training;
 mod worker;
 mod write_timeout;
 
@@ -65,3 +66,4 @@ pub use models::{ADAPTER_BYTES, Models};
 pub use openai::{CheckLine, CheckRows};
 pub use served::{LoadedAdapter, ServedAdapter, ServedEmbedder, ServedModel};
 pub use server::{Server, run};
+pub use training::{Chosen, Ended, Trainer, TrainingConfig, TrainingEvent, TrainingJob};

@@ -25,8 +25,8 @@ use crate::metrics::Gauge;
 use crate::models::Model;
 use crate::once::once;
 use crate::openai::{
-    batches, chat, completions, decisions, embeddings, files, models, responses, stored, tokens,
-    uploads,
+    batches, chat, completions, decisions, embeddings, files, fine_tuning, models, responses,
+    stored, tokens, uploads,
 };
 use crate::openapi;
 use crate::server::App;
@@ -86,6 +86,32 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/batches", post(batches::create).get(batches::list))
         .route("/v1/batches/{id}", get(batches::retrieve))
         .route("/v1/batches/{id}/cancel", post(batches::cancel))
+        .route(
+            "/v1/fine_tuning/jobs",
+            post(fine_tuning::create).get(fine_tuning::list),
+        )
+        .route("/v1/fine_tuning/jobs/{id}", get(fine_tuning::retrieve))
+        .route(
+            "/v1/fine_tuning/jobs/{id}/cancel",
+            post(fine_tuning::cancel),
+        )
+        .route("/v1/fine_tuning/jobs/{id}/pause", post(fine_tuning::pause))
+        .route(
+            "/v1/fine_tuning/jobs/{id}/resume",
+            post(fine_tuning::resume),
+        )
+        .route(
+            "/v1/fine_tuning/jobs/{id}/events",
+            get(fine_tuning::events::list),
+        )
+        .route(
+            "/v1/fine_tuning/jobs/{id}/checkpoints",
+            get(fine_tuning::events::checkpoints),
+        )
+        .route(
+            "/v1/fine_tuning/checkpoints/{id}/permissions",
+            get(fine_tuning::permissions).post(fine_tuning::permit),
+        )
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/tokenizer_info", get(tokens::info))
@@ -184,6 +210,14 @@ pub(crate) const ROUTES: &[&str] = &[
     "/v1/batches",
     "/v1/batches/{id}",
     "/v1/batches/{id}/cancel",
+    "/v1/fine_tuning/jobs",
+    "/v1/fine_tuning/jobs/{id}",
+    "/v1/fine_tuning/jobs/{id}/cancel",
+    "/v1/fine_tuning/jobs/{id}/pause",
+    "/v1/fine_tuning/jobs/{id}/resume",
+    "/v1/fine_tuning/jobs/{id}/events",
+    "/v1/fine_tuning/jobs/{id}/checkpoints",
+    "/v1/fine_tuning/checkpoints/{id}/permissions",
     "/tokenize",
     "/detokenize",
     "/tokenizer_info",

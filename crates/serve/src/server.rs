@@ -18,6 +18,7 @@ use crate::listen::{self, Limits, Tls};
 use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::once::{self, Running};
+use crate::openai::fine_tuning::run::{self as jobs, Jobs};
 use crate::openai::{background, batch_run};
 use crate::router::router;
 
@@ -30,6 +31,7 @@ pub(crate) struct App {
     pub(crate) once: Running,
     pub(crate) batches: batch_run::Running,
     pub(crate) background: background::Running,
+    pub(crate) jobs: Jobs,
     /// Held by the request whose texts are being turned into vectors.
     pub(crate) embedding: tokio::sync::Semaphore,
     store: Arc<Store>,
@@ -71,6 +73,7 @@ impl Server {
             once: Running::default(),
             batches: batch_run::Running::default(),
             background: background::Running::default(),
+            jobs: Jobs::default(),
             embedding: tokio::sync::Semaphore::new(1),
             store,
             config,
@@ -246,8 +249,11 @@ fn serve(
         batch_run::resume(&app).await;
         let router = router(Arc::clone(&app));
         let quiet = async { app.background.idle().await };
+        jobs::restore(&app).await;
+        let work = tokio::spawn(jobs::work(Arc::clone(&app)));
         listen::serve(listener, tls, router, limits, stopped, quiet).await;
         chores.abort();
+        work.abort();
         Ok(())
     });
     // Connections past the deadline are dropped with the runtime, and with them the last handles

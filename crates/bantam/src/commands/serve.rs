@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bantam_kernels::Compute;
 use bantam_lab::data::{LineCheck, RowProblem};
-use bantam_serve::{ApiKey, ServeConfig, Tls};
+use bantam_serve::{ApiKey, ServeConfig, Tls, TrainingConfig};
 use bantam_store::Store;
 use serde_json::json;
 
 use super::Context;
 use crate::interrupt;
+use crate::jobs::Workers;
 use crate::loader::Shelf;
 use crate::printer::Printer;
 use crate::progress::Progress;
@@ -37,6 +38,18 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
         }
         None => None,
     };
+    let training = match &settings.data {
+        Some(folder) => Some(TrainingConfig {
+            trainer: Arc::new(Workers::new(
+                Arc::clone(&shelf),
+                settings.train_threads,
+                settings.train_memory_mb,
+            )?),
+            // Trainings are started from elsewhere, too.
+            folder: std::path::absolute(folder)?.join("jobs"),
+        }),
+        None => None,
+    };
     let config = ServeConfig {
         host: settings.host,
         port: settings.port,
@@ -52,6 +65,7 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
             let mut check = LineCheck::default();
             Box::new(move |line| check.line(line).map_err(described))
         })),
+        training,
         tls: settings.tls.clone().map(|(cert, key)| Tls { cert, key }),
         ..ServeConfig::default()
     };

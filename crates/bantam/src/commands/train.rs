@@ -19,6 +19,7 @@ use bantam_model::Model;
 use super::Context;
 use crate::error::{Interrupted, advise};
 use crate::interrupt;
+use crate::jobs::become_worker;
 use crate::loader::{Base, rows};
 use crate::printer::{self, Printer, Table, duration, thousands};
 use crate::progress::Progress;
@@ -27,6 +28,9 @@ use crate::settings::{TrainMode, TrainSettings};
 /// Trains, or shows what would be trained on.
 pub(crate) fn run(context: &Context, settings: &TrainSettings) -> anyhow::Result<()> {
     let cancel = interrupt::watch()?;
+    if let Some(memory_mb) = settings.worker {
+        become_worker(memory_mb, &cancel)?;
+    }
     let base = Base::open(context, &settings.base, &cancel)?;
     match &settings.mode {
         TrainMode::Preview(n) => preview(&context.printer, &base, settings, *n),

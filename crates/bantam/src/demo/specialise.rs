@@ -41,6 +41,7 @@ pub(crate) fn specialise(
         train: data.train_file.clone(),
         mode: TrainMode::Run(out.clone()),
         allow_other_machine: false,
+        worker: None,
         threads: settings.threads,
         json: false,
     };
@@ -97,6 +98,7 @@ fn recipe(settings: &DemoSettings, data: &DemoData, base: &str) -> Recipe {
         checkpoint: CheckpointRecipe {
             every_steps: None,
             every_s: Some(CHECKPOINT_S),
+            each_epoch: None,
         },
         ..Recipe::default()
     }

@@ -4,7 +4,7 @@
 //! its configuration is read again, and when a training ends.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -145,7 +145,10 @@ impl Shelf {
         served.calibration = calibration_in(folder)?;
         // The name that OpenAI would give it.
         let alias = format!("ft:{}:{}", short_name(&identity.base), settings.id);
-        if settings.id != alias && !served.aliases.contains(&alias) {
+        if !settings.id.starts_with("ft:")
+            && settings.id != alias
+            && !served.aliases.contains(&alias)
+        {
             served.aliases.push(alias);
         }
         Ok(self.models.add_adapter(served)?)
@@ -213,6 +216,31 @@ impl Shelf {
         let trained = adapter_in(&folder).or_else(|| model_in(&folder))?;
         let system = identity(&trained).ok()?.system;
         Some(system).filter(|text| !text.is_empty())
+    }
+
+    /// The name or path that a model is served from.
+    pub(crate) fn reference(&self, id: &str) -> Option<String> {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        let (settings, _) = followed.iter().find(|(settings, _)| settings.id == id)?;
+        Some(settings.model.clone())
+    }
+
+    /// The base of what lies there, and the adapter over it: where a training can begin.
+    pub(crate) fn origin(&self, text: &str) -> anyhow::Result<(String, Option<PathBuf>)> {
+        let Place::Run(folder) = place(&self.context.catalogue, text)? else {
+            let encoder =
+                embedder::sentence_encoder_of(&self.context, text, &self.cancel, &self.compute)?;
+            anyhow::ensure!(
+                encoder.is_none(),
+                "`{text}` is a sentence encoder and answers nothing"
+            );
+            return Ok((text.to_owned(), None));
+        };
+        if let Some(model) = model_in(&folder) {
+            return Ok((model.display().to_string(), None));
+        }
+        let adapter = adapter_in(&folder).ok_or_else(|| not_finished(&folder))?;
+        Ok((identity(&adapter)?.base, Some(folder)))
     }
 
     /// Whether it is served as an adapter.

@@ -27,6 +27,9 @@ pub(crate) struct ServeSettings {
     pub(crate) keys: Option<PathBuf>,
     /// Folder for what is kept; none keeps it in memory.
     pub(crate) data: Option<PathBuf>,
+    /// Threads and memory, in MiB, of a fine-tuning job.
+    pub(crate) train_threads: Option<u16>,
+    pub(crate) train_memory_mb: Option<u64>,
     /// Certificate and private key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// How long a client may read nothing of its answer.
@@ -60,6 +63,8 @@ struct Config {
     port: Option<u16>,
     keys: Option<PathBuf>,
     data: Option<PathBuf>,
+    train_threads: Option<u16>,
+    train_memory_mb: Option<u64>,
     tls_cert: Option<PathBuf>,
     tls_key: Option<PathBuf>,
     threads: Option<u16>,
@@ -88,7 +93,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, and [[model]] tables of model, id, aliases",
+                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, and [[model]] tables of model, id, aliases",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -180,6 +185,8 @@ impl ServeSettings {
             api_keys: args.api_key,
             keys: args.keys.or(config.keys),
             data: args.data.or(config.data),
+            train_threads: args.train_threads.or(config.train_threads),
+            train_memory_mb: args.train_memory_mb.or(config.train_memory_mb),
             tls,
             adapter_bytes: args
                 .adapter_mb

@@ -24,6 +24,8 @@ pub(crate) struct TrainSettings {
     pub(crate) mode: TrainMode,
     /// Go on with a run that was begun by another version or on another instruction set.
     pub(crate) allow_other_machine: bool,
+    /// Whether a server started it, and the most memory, in MiB, that it gives it.
+    pub(crate) worker: Option<Option<u64>>,
     /// Threads to compute with.
     pub(crate) threads: usize,
     /// End with one JSON object.
@@ -115,6 +117,7 @@ impl TrainSettings {
             train,
             mode,
             allow_other_machine: args.allow_other_machine,
+            worker: args.worker.then_some(args.worker_memory_mb),
             threads: threads(args.threads),
             json: args.json.json,
         })

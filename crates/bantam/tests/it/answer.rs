@@ -1,13 +1,9 @@
 //! A trained run answers: `bantam eval`, `chat` and `serve` as a user runs them, on the tiny model.
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
-use std::process::{Child, Stdio};
-
 use bantam_testkit::tiny;
 use serde_json::json;
 
-use crate::support::{World, succeeded};
+use crate::support::{Server, World, request, succeeded};
 
 /// The tiny model, a run trained on it, and test rows.
 fn world() -> World {
@@ -232,98 +228,35 @@ fn chat(world: &World) {
     assert!(cut.trim_end().len() < "weather".len(), "{cut}");
 }
 
-/// Ends the server when a check fails before it is told to stop.
-struct Guard(Child);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// The models as listed.
+fn models(server: &Server) -> String {
+    request(&server.address, "GET /v1/models", "")
 }
 
-/// A running `bantam serve`.
-struct Server {
-    process: Guard,
-    stderr: BufReader<std::process::ChildStderr>,
-    address: String,
-}
-
-impl Server {
-    fn start(world: &World, arguments: &[&str]) -> Self {
-        let mut command = world.command(&[&["serve", "--port", "0"], arguments].concat());
-        let mut process = Guard(
-            command
-                .stderr(Stdio::piped())
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap(),
-        );
-        let stderr = BufReader::new(process.0.stderr.take().unwrap());
-        let mut server = Self {
-            process,
-            stderr,
-            address: String::new(),
-        };
-        let line = server.line("http://");
-        let rest = line.split("http://").nth(1).unwrap();
-        server.address = rest.split('/').next().unwrap().to_string();
-        server
-    }
-
-    /// The next line of what it says that has this in it.
-    fn line(&mut self, with: &str) -> String {
-        loop {
-            let mut line = String::new();
-            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "no `{with}`");
-            if line.contains(with) {
-                return line;
-            }
-        }
-    }
-
-    fn signal(&self, signal: rustix::process::Signal) {
-        let process = rustix::process::Pid::from_child(&self.process.0);
-        rustix::process::kill_process(process, signal).unwrap();
-    }
-
-    fn models(&self) -> String {
-        request(&self.address, "GET /v1/models", "")
-    }
-
-    fn says(&self, model: &str) -> String {
-        let body = json!({
-            "model": model,
-            "temperature": 0,
-            "max_tokens": 8,
-            "messages": [{"role": "system", "content": tiny::SYSTEM}, {"role": "user", "content": "tell me about rain"}],
-        });
-        request(
-            &self.address,
-            "POST /v1/chat/completions",
-            &body.to_string(),
-        )
-    }
-
-    fn stop(mut self) {
-        self.signal(rustix::process::Signal::INT);
-        assert_eq!(
-            self.process.0.wait().unwrap().code(),
-            Some(0),
-            "Ctrl-C is how a server ends"
-        );
-    }
+/// What a model makes of a sentence about rain.
+fn says(server: &Server, model: &str) -> String {
+    let body = json!({
+        "model": model,
+        "temperature": 0,
+        "max_tokens": 8,
+        "messages": [{"role": "system", "content": tiny::SYSTEM}, {"role": "user", "content": "tell me about rain"}],
+    });
+    request(
+        &server.address,
+        "POST /v1/chat/completions",
+        &body.to_string(),
+    )
 }
 
 const SAYS_WEATHER: &str = "\"content\":\"weather\"";
 
 fn serve(world: &World) {
     let server = Server::start(world, &["--model", "run"]);
-    let models = server.models();
+    let models = models(&server);
     assert!(models.contains("\"id\":\"run\""), "{models}");
     assert!(!models.contains("(base)"), "{models}");
     for name in ["run", "ft:model:run"] {
-        let answer = server.says(name);
+        let answer = says(&server, name);
         assert!(answer.contains(SAYS_WEATHER), "{answer}");
     }
     server.stop();
@@ -341,14 +274,14 @@ fn serve_from_a_file(world: &World) {
         server.signal(rustix::process::Signal::HUP);
         server.line("now serving")
     };
-    assert!(server.says("labels").contains("model_not_found"));
+    assert!(says(&server, "labels").contains("model_not_found"));
     let line = reload(&mut server, format!("{base}{run}"));
     assert!(line.contains("`base`, `labels`"), "{line}");
     for name in ["labels", "gpt-4o", "ft:model:labels"] {
-        let answer = server.says(name);
+        let answer = says(&server, name);
         assert!(answer.contains(SAYS_WEATHER), "{answer}");
     }
-    assert!(!server.says("base").contains(SAYS_WEATHER));
+    assert!(!says(&server, "base").contains(SAYS_WEATHER));
     let health = request(&server.address, "GET /health", "");
     assert!(health.contains("\"base\":\"base\""), "one engine: {health}");
     // What cannot be served is told, and the rest stays.
@@ -357,20 +290,6 @@ fn serve_from_a_file(world: &World) {
     assert!(line.contains("`base`, `labels`"), "{line}");
     let line = reload(&mut server, base.to_string());
     assert!(!line.contains("labels"), "{line}");
-    assert!(server.says("gpt-4o").contains("model_not_found"));
+    assert!(says(&server, "gpt-4o").contains("model_not_found"));
     server.stop();
-}
-
-fn request(address: &str, what: &str, body: &str) -> String {
-    let mut stream = TcpStream::connect(address).unwrap();
-    write!(
-        stream,
-        "{what} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
-         connection: close\r\n\r\n{body}",
-        body.len()
-    )
-    .unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
 }

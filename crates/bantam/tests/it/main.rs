@@ -5,5 +5,7 @@
 mod answer;
 mod cli;
 mod embed;
+#[cfg(target_os = "linux")]
+mod jobs;
 mod support;
 mod train;

@@ -1,9 +1,10 @@
 //! What these tests share: a folder to run the binary in, and what the binary said.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -145,4 +146,87 @@ fn text(bytes: &[u8]) -> String {
 pub(crate) fn sha256(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Ends the server when a check fails before it is told to stop.
+pub(crate) struct Guard(pub(crate) Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A running `bantam serve`.
+pub(crate) struct Server {
+    pub(crate) process: Guard,
+    stderr: BufReader<std::process::ChildStderr>,
+    pub(crate) address: String,
+}
+
+impl Server {
+    /// Starts it on a free port, and waits until it serves.
+    pub(crate) fn start(world: &World, arguments: &[&str]) -> Self {
+        let mut command = world.command(&[&["serve", "--port", "0"], arguments].concat());
+        let mut process = Guard(
+            command
+                .stderr(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        );
+        let stderr = BufReader::new(process.0.stderr.take().unwrap());
+        let mut server = Self {
+            process,
+            stderr,
+            address: String::new(),
+        };
+        let line = server.line("http://");
+        let rest = line.split("http://").nth(1).unwrap();
+        server.address = rest.split('/').next().unwrap().to_string();
+        server
+    }
+
+    /// The next line of what it says that has this in it.
+    pub(crate) fn line(&mut self, with: &str) -> String {
+        loop {
+            let mut line = String::new();
+            assert_ne!(self.stderr.read_line(&mut line).unwrap(), 0, "no `{with}`");
+            if line.contains(with) {
+                return line;
+            }
+        }
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+        let process = rustix::process::Pid::from_child(&self.process.0);
+        rustix::process::kill_process(process, signal).unwrap();
+    }
+
+    /// Ends it as Ctrl-C does.
+    pub(crate) fn stop(mut self) {
+        self.signal(rustix::process::Signal::INT);
+        assert_eq!(
+            self.process.0.wait().unwrap().code(),
+            Some(0),
+            "Ctrl-C is how a server ends"
+        );
+    }
+}
+
+/// Asks a server, and returns all that it answers.
+pub(crate) fn request(address: &str, what: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    write!(
+        stream,
+        "{what} HTTP/1.1\r\nhost: {address}\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\
+         connection: close\r\n\r\n{body}",
+        body.len()
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
 }

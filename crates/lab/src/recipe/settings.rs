@@ -177,6 +177,9 @@ pub struct CheckpointSettings {
     pub every_steps: usize,
     /// Seconds between checkpoints; 0 leaves it to the steps.
     pub every_s: f64,
+    /// Whether the adapter of each epoch's end is kept.
+    #[serde(default)]
+    pub each_epoch: bool,
 }
 
 /// A run's settings with nothing left open. Two runs with equal settings end with the same bytes.
@@ -294,6 +297,7 @@ impl Recipe {
             checkpoint: CheckpointSettings {
                 every_steps: self.checkpoint.every_steps.unwrap_or(0),
                 every_s,
+                each_epoch: self.checkpoint.each_epoch.unwrap_or(false),
             },
         };
         Ok(Resolved { settings, chosen })
@@ -413,7 +417,7 @@ impl Recipe {
             let lr = two_digits(of_16_rows * (batch_rows as f64 / 16.0).sqrt());
             chosen.push(format!("optim.lr = {lr} for batches of {batch_rows} rows"));
             lr
-        });
+        }) * o.lr_multiplier.unwrap_or(1.0);
         check(lr.is_finite() && lr > 0.0, "optim.lr", "must be above 0")?;
         let warmup_steps = match (o.warmup_steps, o.warmup_ratio) {
             (Some(_), Some(_)) => {

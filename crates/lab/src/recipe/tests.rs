@@ -82,7 +82,7 @@ fn a_full_recipe_survives_the_round_trip() {
 #[test]
 fn errors_name_the_path() {
     let words = |text: &str| parse(text).unwrap_err().to_string();
-    insta::assert_snapshot!(words("[optim]\nlearning_rate = 1.0"), @"recipe.toml: optim.learning_rate: unknown field `learning_rate`, expected one of `lr`, `betas`, `eps`, `weight_decay`, `clip_norm`, `spike_z`, `warmup_steps`, `warmup_ratio`, `schedule`, `epochs`, `batch_rows`, `max_steps`");
+    insta::assert_snapshot!(words("[optim]\nlearning_rate = 1.0"), @"recipe.toml: optim.learning_rate: unknown field `learning_rate`, expected one of `lr`, `lr_multiplier`, `betas`, `eps`, `weight_decay`, `clip_norm`, `spike_z`, `warmup_steps`, `warmup_ratio`, `schedule`, `epochs`, `batch_rows`, `max_steps`");
     insta::assert_snapshot!(words("[optim]\nlr = \"fast\""), @r#"recipe.toml: optim.lr: invalid type: string "fast", expected f64"#);
     insta::assert_snapshot!(words("[optim]\nschedule = \"wavy\""), @"recipe.toml: optim.schedule: unknown variant `wavy`, expected one of `cosine`, `linear`, `constant`");
     insta::assert_snapshot!(words("[lora]\ntargets = [\"q\", \"lm_head\"]"), @"recipe.toml: lora.targets[1]: unknown variant `lm_head`, expected one of `q`, `q_proj`, `k`, `k_proj`, `v`, `v_proj`, `o`, `o_proj`, `gate`, `gate_proj`, `up`, `up_proj`, `down`, `down_proj`");

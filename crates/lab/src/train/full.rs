@@ -170,6 +170,7 @@ mod tests {
             checkpoint: CheckpointRecipe {
                 every_steps: Some(2),
                 every_s: Some(0.0),
+                each_epoch: None,
             },
             ..Default::default()
         };

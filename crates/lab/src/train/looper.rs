@@ -128,8 +128,12 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
                 next = self.validate()?;
             }
             match next {
-                Next::Go if self.checkpoint_due() => self.save()?,
-                Next::Go => {}
+                Next::Go => {
+                    self.keep_epoch()?;
+                    if self.checkpoint_due() {
+                        self.save()?;
+                    }
+                }
                 Next::Undo { step, trouble } => self.undo(step, trouble)?,
             }
         }
@@ -183,6 +187,25 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
         let (step, time) = self.saved;
         let by_steps = pace.every_steps > 0 && self.snapshot.state.step - step >= pace.every_steps;
         by_steps || pace.every_s > 0.0 && self.since(time) >= pace.every_s
+    }
+
+    /// Keeps what is trained as it is at the end of an epoch, if that was asked for.
+    fn keep_epoch(&self) -> Result<(), TrainError> {
+        let settings = &self.plan.settings;
+        let step = self.snapshot.state.step;
+        let per_epoch = settings
+            .data
+            .rows
+            .div_ceil(settings.optim.batch_rows)
+            .max(1);
+        if !settings.checkpoint.each_epoch || !step.is_multiple_of(per_epoch) {
+            return Ok(());
+        }
+        let folder = self.dir.path().join(format!("epochs/step-{step}"));
+        std::fs::create_dir_all(&folder).map_err(|e| TrainError::io(&folder, e))?;
+        let form = self.model.form();
+        form.write(&self.snapshot.params, &folder.join(form.name()))?;
+        Ok(())
     }
 
     /// Saves a checkpoint, unless the newest one is of this step.

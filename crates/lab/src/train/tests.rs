@@ -44,6 +44,7 @@ fn recipe() -> Recipe {
         checkpoint: CheckpointRecipe {
             every_steps: Some(2),
             every_s: Some(0.0),
+            each_epoch: None,
         },
         ..Default::default()
     }
@@ -167,6 +168,38 @@ fn learning_happens() {
 }
 
 #[test]
+fn the_end_of_each_epoch_is_kept_and_changes_nothing() {
+    let (plain, kept) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let without = finish(&plan(recipe(), plain.path()));
+    let mut each = recipe();
+    each.checkpoint.each_epoch = Some(true);
+    let plan = plan(each, kept.path());
+    let with = finish(&plan);
+    assert_eq!(with.sha256, without.sha256);
+    assert!(!plain.path().join("epochs").exists());
+    let optim = &plan.settings.optim;
+    let per_epoch = plan.settings.data.rows.div_ceil(optim.batch_rows);
+    for epoch in 1..=optim.steps / per_epoch {
+        let folder = kept
+            .path()
+            .join(format!("epochs/step-{}", epoch * per_epoch));
+        assert!(folder.join("adapter/table.bin").is_file(), "epoch {epoch}");
+    }
+    let ends = fs::read_dir(kept.path().join("epochs")).unwrap().count();
+    assert_eq!(ends, optim.steps / per_epoch);
+}
+
+#[test]
+fn a_multiplier_scales_the_rate_that_is_chosen() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut recipe = recipe();
+    recipe.optim.lr = None;
+    let chosen = plan(recipe.clone(), dir.path()).settings.optim.lr;
+    recipe.optim.lr_multiplier = Some(0.5);
+    assert_eq!(plan(recipe, dir.path()).settings.optim.lr, chosen * 0.5);
+}
+
+#[test]
 fn resumed_equals_uninterrupted_to_the_bit_wherever_it_stops() {
     let whole = tempfile::tempdir().unwrap();
     let expected = finish(&plan(recipe(), whole.path()));
@@ -226,6 +259,7 @@ fn how_often_it_saves_changes_nothing() {
         let checkpoint = CheckpointRecipe {
             every_steps: Some(every_steps),
             every_s: Some(every_s),
+            each_epoch: None,
         };
         finish(&plan(
             Recipe {
@@ -622,6 +656,7 @@ fn child_plan(out: &Path) -> TrainPlan {
     recipe.checkpoint = CheckpointRecipe {
         every_steps: Some(1),
         every_s: Some(0.0),
+        each_epoch: None,
     };
     plan(recipe, out)
 }

@@ -11,6 +11,7 @@ pub(crate) mod embeddings;
 mod fields;
 mod file_check;
 pub(crate) mod files;
+pub(crate) mod fine_tuning;
 mod format;
 mod messages;
 pub(crate) mod models;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::caller::Caller;
 use crate::error::ApiError;
 use crate::models::Model;
+use crate::openai::fine_tuning;
 use crate::served::ServedEmbedder;
 use crate::server::App;
 
@@ -90,6 +91,7 @@ pub(crate) async fn delete(
         let message = format!("`{id}` cannot be deleted while other models are over it");
         return Err(ApiError::protected(message));
     }
+    fine_tuning::run::forget_model(&app, &model.id).await;
     Ok(Json(
         serde_json::json!({"id": model.id, "object": "model", "deleted": true}),
     ))

@@ -1,0 +1,387 @@
+//! Fine-tuning jobs of a running server: files, queue, kills, and what clients see of it.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+use bantam_testkit::tiny;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+use crate::support::{Server, World, report};
+
+/// How long anything here may take on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+fn world() -> World {
+    let world = World::empty();
+    tiny::write_model(&world.at("model"), 0);
+    tiny::write_rows(&world.at("train.jsonl"), 300, 1);
+    tiny::write_rows(&world.at("valid.jsonl"), 20, 2);
+    world
+}
+
+fn start(world: &World) -> Server {
+    Server::start(world, &["--model", "./model", "--data", "data"])
+}
+
+/// Status and body of an answer.
+fn call(server: &Server, what: &str, kind: &str, body: &[u8]) -> (u16, Value) {
+    let mut stream = TcpStream::connect(&server.address).unwrap();
+    let head = format!(
+        "{what} HTTP/1.1\r\nhost: {}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+        server.address,
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).unwrap();
+    stream.write_all(body).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer[9..12].parse().unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    (status, serde_json::from_str(body).unwrap_or(json!(body)))
+}
+
+fn get(server: &Server, path: &str) -> Value {
+    let (status, body) = call(server, &format!("GET {path}"), "application/json", b"");
+    assert_eq!(status, 200, "{body}");
+    body
+}
+
+fn post(server: &Server, path: &str, body: &Value) -> (u16, Value) {
+    let body = body.to_string();
+    call(
+        server,
+        &format!("POST {path}"),
+        "application/json",
+        body.as_bytes(),
+    )
+}
+
+fn upload(server: &Server, bytes: &[u8]) -> (u16, Value) {
+    let mut body =
+        b"--x\r\ncontent-disposition: form-data; name=\"purpose\"\r\n\r\nfine-tune\r\n--x\r\n\
+        content-disposition: form-data; name=\"file\"; filename=\"rows.jsonl\"\r\n\r\n"
+            .to_vec();
+    body.extend_from_slice(bytes);
+    body.extend_from_slice(b"\r\n--x--\r\n");
+    call(
+        server,
+        "POST /v1/files",
+        "multipart/form-data; boundary=x",
+        &body,
+    )
+}
+
+fn file(server: &Server, world: &World, name: &str) -> String {
+    let (status, body) = upload(server, &std::fs::read(world.at(name)).unwrap());
+    assert_eq!(status, 200, "{body}");
+    body["id"].as_str().unwrap().to_string()
+}
+
+fn create(server: &Server, body: &Value) -> String {
+    let (status, job) = post(server, "/v1/fine_tuning/jobs", body);
+    assert_eq!(status, 200, "{job}");
+    assert_eq!(job["status"], "validating_files");
+    job["id"].as_str().unwrap().to_string()
+}
+
+/// Waits until a job is as `is` wants it.
+fn until(server: &Server, id: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let job = get(server, &format!("/v1/fine_tuning/jobs/{id}"));
+        if is(&job) {
+            return job;
+        }
+        assert!(
+            job["status"] != "failed" && began.elapsed() < PATIENCE,
+            "{job}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn events(server: &Server, id: &str) -> Vec<Value> {
+    let all = get(
+        server,
+        &format!("/v1/fine_tuning/jobs/{id}/events?limit=10000&order=asc"),
+    );
+    all["data"].as_array().unwrap().clone()
+}
+
+/// The steps that the events tell of.
+fn steps(events: &[Value]) -> Vec<u64> {
+    events
+        .iter()
+        .filter_map(|event| event["data"]["step"].as_u64())
+        .collect()
+}
+
+/// The training that a server has started.
+fn worker(server: &Server) -> Option<Pid> {
+    let parent = server.process.0.id().to_string();
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.into_iter().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+        // After the name, which may hold anything: state, parent.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        (fields[0] != "Z" && fields[1] == parent).then(|| Pid::from_raw(pid))?
+    })
+}
+
+fn result(world: &World, id: &str) -> Value {
+    let path = world.at(&format!("data/jobs/{id}/run/result.json"));
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// The same training by hand, undisturbed.
+fn by_hand(world: &World, id: &str) -> Value {
+    let recipe = format!("data/jobs/{id}/recipe.toml");
+    let out = format!("by-hand-{id}");
+    report(&world.run(&["train", "--recipe", &recipe, "--out", &out, "--json"]))
+}
+
+#[test]
+fn killed_jobs_and_servers_go_on_to_the_same_bytes() {
+    let world = world();
+    let mut server = start(&world);
+    let rows = file(&server, &world, "train.jsonl");
+    let ask = |seed: u64| {
+        json!({"model": "model", "training_file": rows, "seed": seed,
+               "hyperparameters": {"n_epochs": 8, "batch_size": 2}})
+    };
+    let jobs: Vec<String> = (1..=3).map(|seed| create(&server, &ask(seed))).collect();
+    // The worker of the first job, twice; then the server and, with it, the worker of whichever runs.
+    for _ in 0..2 {
+        until(&server, &jobs[0], |job| job["status"] == "running");
+        let pid = loop {
+            if let Some(pid) = worker(&server) {
+                break pid;
+            }
+        };
+        std::thread::sleep(Duration::from_millis(150));
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(400));
+        server.signal(Signal::KILL);
+        server.process.0.wait().unwrap();
+        server = start(&world);
+    }
+    for id in &jobs {
+        let job = until(&server, id, |job| job["status"] == "succeeded");
+        let told = steps(&events(&server, id));
+        assert_eq!(
+            told,
+            (1..=1200).collect::<Vec<u64>>(),
+            "no step is lost or told twice"
+        );
+        assert_eq!(result(&world, id)["sha256"], by_hand(&world, id)["sha256"]);
+        let model = job["fine_tuned_model"].as_str().unwrap();
+        let (status, answer) = post(
+            &server,
+            "/v1/chat/completions",
+            &json!({"model": model, "max_tokens": 4, "messages": [{"role": "user", "content": "rain"}]}),
+        );
+        assert_eq!(status, 200, "{answer}");
+    }
+    // What was trained is served by the next server too.
+    let models = get(&server, "/v1/models").to_string();
+    server.stop();
+    let server = start(&world);
+    let again = get(&server, "/v1/models").to_string();
+    for id in &jobs {
+        let short = &id["ftjob-".len()..][..8];
+        assert!(models.contains(short) && again.contains(short), "{again}");
+    }
+    server.stop();
+}
+
+#[test]
+fn jobs_pause_go_on_are_cancelled_and_leave_their_checkpoints() {
+    let world = world();
+    let server = start(&world);
+    let (rows, valid) = (
+        file(&server, &world, "train.jsonl"),
+        file(&server, &world, "valid.jsonl"),
+    );
+    let ask = json!({"model": "model", "training_file": rows, "validation_file": valid, "suffix": "a.b",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 10, "batch_size": 2}}}});
+    let first = create(&server, &ask);
+    let second = create(&server, &ask);
+    until(&server, &first, |job| job["status"] == "running");
+    let act = |id: &str, what: &str| {
+        post(
+            &server,
+            &format!("/v1/fine_tuning/jobs/{id}/{what}"),
+            &json!({}),
+        )
+    };
+    let (status, job) = act(&first, "pause");
+    assert_eq!((status, &job["status"]), (200, &json!("paused")));
+    // The other one's turn comes meanwhile.
+    until(&server, &second, |job| job["status"] == "running");
+    assert_eq!(act(&second, "cancel").1["status"], "cancelled");
+    let (status, error) = act(&second, "cancel");
+    assert_eq!(
+        (status, &error["error"]["code"]),
+        (400, &json!("wrong_state"))
+    );
+    assert_eq!(act(&first, "resume").0, 200);
+    let job = until(&server, &first, |job| job["status"] == "succeeded");
+    assert_eq!(
+        job["fine_tuned_model"],
+        format!("ft:model:bantam:a.b:{}", &first[6..14])
+    );
+    let told = events(&server, &first);
+    let words: Vec<&str> = told.iter().filter_map(|e| e["message"].as_str()).collect();
+    assert!(words[0].starts_with("created job") && words.last().unwrap().contains("served as"));
+    for word in [
+        "the job was paused",
+        "the training goes on",
+        "validation loss",
+    ] {
+        assert!(words.iter().any(|w| w.contains(word)), "{word}: {words:?}");
+    }
+    let checkpoints = get(
+        &server,
+        &format!("/v1/fine_tuning/jobs/{first}/checkpoints"),
+    );
+    let last = &checkpoints["data"][0];
+    assert!(last["metrics"]["train_loss"].is_number(), "{last}");
+    let name = last["fine_tuned_model_checkpoint"].as_str().unwrap();
+    let body =
+        json!({"model": name, "max_tokens": 2, "messages": [{"role": "user", "content": "rain"}]});
+    assert_eq!(post(&server, "/v1/chat/completions", &body).0, 200);
+    let csv = job["result_files"][0].as_str().unwrap();
+    let (_, text) = call(
+        &server,
+        &format!("GET /v1/files/{csv}/content"),
+        "text/plain",
+        b"",
+    );
+    assert!(
+        text.as_str().unwrap().starts_with("step,train_loss,"),
+        "{text}"
+    );
+    // A model that was trained here can be trained on.
+    let more = json!({"model": job["fine_tuned_model"], "training_file": rows, "hyperparameters": {"n_epochs": 1}});
+    let third = create(&server, &more);
+    let third = until(&server, &third, |job| job["status"] == "succeeded");
+    assert!(
+        third["fine_tuned_model"]
+            .as_str()
+            .unwrap()
+            .starts_with("ft:model:bantam:"),
+        "{third}"
+    );
+    server.stop();
+}
+
+#[test]
+fn what_is_wrong_is_named_and_leaves_nothing() {
+    let world = world();
+    let server = start(&world);
+    let rows = file(&server, &world, "train.jsonl");
+    let good = json!({"model": "model", "training_file": rows});
+    let with = |name: &str, value: Value| {
+        let mut body = good.clone();
+        body[name] = value;
+        body
+    };
+    let hyper = |name: &str, value: Value| with("hyperparameters", json!({name: value}));
+    let bad = [
+        (json!({"training_file": rows}), "model"),
+        (json!({"model": "model"}), "training_file"),
+        (with("model", json!("nobody")), "model"),
+        (with("model", json!("all-minilm-l6-v2")), "model"),
+        (with("training_file", json!("file-none")), "training_file"),
+        (with("training_file", json!(7)), "training_file"),
+        (
+            with("validation_file", json!("file-none")),
+            "validation_file",
+        ),
+        (with("suffix", json!("")), "suffix"),
+        (with("suffix", json!("a/b")), "suffix"),
+        (with("suffix", json!("x".repeat(65))), "suffix"),
+        (with("seed", json!("seven")), "seed"),
+        (with("metadata", json!({"k": "v".repeat(513)})), "metadata"),
+        (with("metadata", json!([1])), "metadata"),
+        (with("colour", json!("red")), "colour"),
+        (
+            with(
+                "integrations",
+                json!([{"type": "wandb", "wandb": {"project": "p"}}]),
+            ),
+            "integrations",
+        ),
+        (
+            with("method", json!({"type": "reinforcement"})),
+            "method.type",
+        ),
+        (with("method", json!({"type": "magic"})), "method.type"),
+        (with("method", json!({})), "method.type"),
+        (
+            with(
+                "method",
+                json!({"type": "supervised", "supervised": {"x": 1}}),
+            ),
+            "method.supervised.x",
+        ),
+        (hyper("n_epochs", json!(0)), "hyperparameters.n_epochs"),
+        (hyper("n_epochs", json!(1e9)), "hyperparameters.n_epochs"),
+        (hyper("n_epochs", json!("many")), "hyperparameters.n_epochs"),
+        (hyper("batch_size", json!(-1)), "hyperparameters.batch_size"),
+        (
+            hyper("batch_size", json!(257)),
+            "hyperparameters.batch_size",
+        ),
+        (
+            hyper("learning_rate_multiplier", json!(0)),
+            "hyperparameters.learning_rate_multiplier",
+        ),
+        (
+            hyper("learning_rate_multiplier", json!("fast")),
+            "hyperparameters.learning_rate_multiplier",
+        ),
+        (hyper("beta", json!(0.1)), "hyperparameters.beta"),
+    ];
+    for (body, param) in bad {
+        let (status, answer) = post(&server, "/v1/fine_tuning/jobs", &body);
+        let error = &answer["error"];
+        assert!(matches!(status, 400 | 404), "{body}: {answer}");
+        assert_eq!(error["param"], param, "{body}: {answer}");
+        assert!(error["message"].as_str().unwrap().len() > 10, "{answer}");
+    }
+    for what in [
+        "GET /v1/fine_tuning/jobs/ftjob-none",
+        "POST /v1/fine_tuning/jobs/ftjob-none/cancel",
+        "GET /v1/fine_tuning/jobs/ftjob-none/events",
+        "GET /v1/fine_tuning/jobs/ftjob-none/checkpoints",
+        "GET /v1/fine_tuning/jobs?after=ftjob-none",
+        "GET /v1/fine_tuning/jobs?limit=0",
+        "GET /v1/fine_tuning/jobs?colour=red",
+        "GET /v1/fine_tuning/checkpoints/nobody/permissions",
+    ] {
+        let (status, answer) = call(&server, what, "application/json", b"{}");
+        assert!(matches!(status, 400 | 404), "{what}: {answer}");
+        assert!(answer["error"]["message"].is_string(), "{what}: {answer}");
+    }
+    assert_eq!(get(&server, "/v1/fine_tuning/jobs")["data"], json!([]));
+    assert!(!world.at("data/jobs").exists(), "nothing was begun");
+    server.stop();
+    // A server that keeps nothing says so.
+    let server = Server::start(&world, &["--model", "./model"]);
+    let (status, answer) = post(&server, "/v1/fine_tuning/jobs", &good);
+    assert_eq!(status, 400);
+    assert!(
+        answer["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("--data"),
+        "{answer}"
+    );
+    server.stop();
+}
