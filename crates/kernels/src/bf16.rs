@@ -471,9 +471,12 @@ mod x86 {
                 let odd = words.map(|v| _mm256_castsi256_ps(_mm256_and_si256(v, high)));
                 let even = words.map(|v| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(v)));
                 for r in 0..MR {
+                    // Widened as vectors: taken apart as words, each half would cross from the
+                    // integer registers.
                     let pair = *x.add(r * block.x_stride + p * block.x_step);
-                    let x_odd = _mm256_set1_ps(super::high(pair));
-                    let x_even = _mm256_set1_ps(super::low(pair));
+                    let pair = _mm256_set1_epi32(pair.cast_signed());
+                    let x_odd = _mm256_castsi256_ps(_mm256_and_si256(pair, high));
+                    let x_even = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(pair));
                     for v in 0..2 {
                         acc[r][v] = _mm256_fmadd_ps(x_odd, odd[v], acc[r][v]);
                         acc[r][v] = _mm256_fmadd_ps(x_even, even[v], acc[r][v]);
