@@ -17,10 +17,11 @@ use crate::sh;
 const LINES_MAX: usize = 800;
 
 /// Which crates of the workspace a crate may use, tests apart.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("bantam-kernels", &[]),
     ("bantam-formats", &[]),
     ("bantam-text", &[]),
+    ("bantam-judge", &[]),
     ("bantam-model", &["bantam-kernels", "bantam-formats"]),
     (
         "bantam-engine",
@@ -33,19 +34,26 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "bantam-model",
             "bantam-text",
             "bantam-formats",
+            "bantam-judge",
             "bantam-kernels",
         ],
     ),
     ("bantam-store", &[]),
     (
         "bantam-serve",
-        &["bantam-engine", "bantam-store", "bantam-text"],
+        &[
+            "bantam-engine",
+            "bantam-judge",
+            "bantam-store",
+            "bantam-text",
+        ],
     ),
     (
         "bantam",
         &[
             "bantam-engine",
             "bantam-formats",
+            "bantam-judge",
             "bantam-kernels",
             "bantam-lab",
             "bantam-model",

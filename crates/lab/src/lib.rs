@@ -7,5 +7,6 @@ pub mod events;
 pub mod export;
 pub mod recipe;
 pub mod report;
-pub mod stats;
 pub mod train;
+
+pub use bantam_judge::stats;

@@ -13,13 +13,13 @@
 mod calibration;
 mod json;
 mod label;
-mod rouge;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
+use bantam_judge::text::{rouge_l_words, rouge_words};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -422,11 +422,11 @@ fn judge_row(question: &Question, answer: Answer, metric: Metric) -> RowResult {
         }
         Metric::RougeL => {
             let given = if failure.is_none() {
-                rouge::words(&answer.text)
+                rouge_words(&answer.text)
             } else {
                 Vec::new()
             };
-            rouge::rouge_l(&given, &rouge::words(&expected.text))
+            rouge_l_words(&given, &rouge_words(&expected.text))
         }
     };
     RowResult {
@@ -493,7 +493,7 @@ fn extras(rows: &[RowResult], metric: Metric) -> Extras {
         Metric::RougeL => Extras::Words {
             expected_without_words: rows
                 .iter()
-                .filter(|row| rouge::words(&row.expected).is_empty())
+                .filter(|row| rouge_words(&row.expected).is_empty())
                 .count(),
         },
     }

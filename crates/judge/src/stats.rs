@@ -354,7 +354,7 @@ fn normal_cdf(x: f64) -> f64 {
 }
 
 /// The inverse of [`normal_cdf`], by bisection: it is called a handful of times an interval.
-fn normal_quantile(p: f64) -> f64 {
+pub(crate) fn normal_quantile(p: f64) -> f64 {
     let (mut lo, mut hi) = (-7.0_f64, 7.0_f64);
     for _ in 0..64 {
         let mid = 0.5 * (lo + hi);
