@@ -15,7 +15,8 @@ pub struct Store {
 }
 
 /// The schema, one step a version. A released step is never edited: a change is a new step.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE keys (
         id TEXT PRIMARY KEY, name TEXT NOT NULL, hash BLOB NOT NULL, scopes TEXT NOT NULL,
         rpm INTEGER, tpm INTEGER, tokens_per_day INTEGER,
@@ -41,7 +42,12 @@ const STEPS: [&str; 1] = ["
         owner TEXT NOT NULL, name TEXT NOT NULL, digest BLOB NOT NULL, created INTEGER NOT NULL,
         status INTEGER NOT NULL, body BLOB NOT NULL, PRIMARY KEY (owner, name)
     ) WITHOUT ROWID;
-"];
+",
+    "
+    ALTER TABLE objects ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+    CREATE INDEX objects_by_parent ON objects (parent, seq) WHERE parent != '';
+",
+];
 
 /// What is kept is nobody else's business. A file system without permissions is used as it is.
 fn only_ours(path: &Path) {

@@ -1,6 +1,6 @@
 //! A batch's answers, line by line: what is there need not be asked again.
 
-use rusqlite::params;
+use rusqlite::{OptionalExtension, Row, params};
 
 use crate::{Store, StoreError};
 
@@ -15,6 +15,15 @@ pub struct Line {
     pub tokens: u64,
     /// The line of the output or error file.
     pub body: String,
+}
+
+fn read(row: &Row<'_>) -> rusqlite::Result<Line> {
+    Ok(Line {
+        n: row.get(0)?,
+        failed: row.get(1)?,
+        tokens: row.get(2)?,
+        body: row.get(3)?,
+    })
 }
 
 impl Store {
@@ -50,14 +59,41 @@ impl Store {
              WHERE batch = ?1 AND failed = ?2 AND n >= ?3 ORDER BY n LIMIT ?4",
         )?;
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![batch, failed, from, limit], |row| {
-            Ok(Line {
-                n: row.get(0)?,
-                failed: row.get(1)?,
-                tokens: row.get(2)?,
-                body: row.get(3)?,
-            })
-        })?;
+        let rows = statement.query_map(params![batch, failed, from, limit], read)?;
+        Ok(rows.collect::<Result<_, _>>()?)
+    }
+
+    /// One answer.
+    pub fn line(&self, batch: &str, n: u64) -> Result<Option<Line>, StoreError> {
+        let db = self.lock();
+        let mut statement = db.prepare_cached(
+            "SELECT n, failed, tokens, body FROM lines WHERE batch = ?1 AND n = ?2",
+        )?;
+        Ok(statement.query_row(params![batch, n], read).optional()?)
+    }
+
+    /// Up to `limit` answers after line `after`, in either order; of those that failed or did not, or of both.
+    pub fn page_of_lines(
+        &self,
+        batch: &str,
+        after: Option<u64>,
+        ascending: bool,
+        failed: Option<bool>,
+        limit: usize,
+    ) -> Result<Vec<Line>, StoreError> {
+        let (beyond, order) = if ascending {
+            (">", "ASC")
+        } else {
+            ("<", "DESC")
+        };
+        let db = self.lock();
+        let mut statement = db.prepare_cached(&format!(
+            "SELECT n, failed, tokens, body FROM lines
+             WHERE batch = ?1 AND (?2 IS NULL OR n {beyond} ?2) AND (?3 IS NULL OR failed = ?3)
+             ORDER BY n {order} LIMIT ?4"
+        ))?;
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![batch, after, failed, limit], read)?;
         Ok(rows.collect::<Result<_, _>>()?)
     }
 

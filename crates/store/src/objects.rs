@@ -15,6 +15,8 @@ pub struct Object {
     pub id: String,
     /// The key it belongs to; empty where there are no keys.
     pub owner: String,
+    /// The object it is part of, and goes with; empty if there is none.
+    pub parent: String,
     /// When it was made, in seconds since 1970.
     pub created: u64,
     /// What lists of this kind are filtered by: a model, a purpose, a status.
@@ -38,6 +40,8 @@ pub struct ListQuery {
     pub limit: usize,
     /// Oldest first.
     pub ascending: bool,
+    /// Only those that are part of this object.
+    pub parent: Option<String>,
     /// Only those with this label.
     pub label: Option<String>,
     /// Only those with all of these pairs.
@@ -53,13 +57,14 @@ pub struct Page {
     pub has_more: bool,
 }
 
-const COLUMNS: &str = "kind, id, owner, created, label, expires, metadata, body, extra";
+const COLUMNS: &str = "kind, id, owner, created, label, expires, metadata, body, extra, parent";
 
 fn read(row: &Row<'_>) -> rusqlite::Result<(Object, [String; 3])> {
     let object = Object {
         kind: row.get(0)?,
         id: row.get(1)?,
         owner: row.get(2)?,
+        parent: row.get(9)?,
         created: row.get(3)?,
         label: row.get(4)?,
         expires: row.get(5)?,
@@ -107,8 +112,8 @@ impl Store {
     /// Keeps a new object.
     pub fn insert(&self, object: &Object) -> Result<(), StoreError> {
         self.lock().execute(
-            "INSERT INTO objects (kind, id, owner, created, label, expires, metadata, body, extra)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+            "INSERT INTO objects (kind, id, owner, created, label, expires, metadata, body, extra, parent)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
             params![
                 object.kind,
                 object.id,
@@ -118,7 +123,8 @@ impl Store {
                 object.expires,
                 Value::Object(object.metadata.clone()).to_string(),
                 object.body.to_string(),
-                object.extra.to_string()
+                object.extra.to_string(),
+                object.parent
             ],
         )?;
         Ok(())
@@ -167,7 +173,8 @@ impl Store {
         Ok(is_changed)
     }
 
-    /// Forgets an object, with the bytes and lines that belong to it; `false` if there is none.
+    /// Forgets an object, with the bytes and lines that belong to it and the objects that are part of it; `false` if
+    /// there is none.
     pub fn delete(&self, kind: &str, owner: &str, id: &str) -> Result<bool, StoreError> {
         let mut db = self.lock();
         let all = db.transaction()?;
@@ -177,7 +184,12 @@ impl Store {
         )?;
         if n > 0 {
             all.execute("DELETE FROM chunks WHERE file = ?1", [id])?;
-            all.execute("DELETE FROM lines WHERE batch = ?1", [id])?;
+            all.execute(
+                "DELETE FROM lines WHERE batch = ?1
+                 OR batch IN (SELECT id FROM objects WHERE parent = ?1)",
+                [id],
+            )?;
+            all.execute("DELETE FROM objects WHERE parent = ?1", [id])?;
         }
         all.commit()?;
         Ok(n > 0)
@@ -192,6 +204,10 @@ impl Store {
     ) -> Result<Option<Page>, StoreError> {
         let mut sql = format!("SELECT {COLUMNS} FROM objects WHERE kind = ? AND owner = ?");
         let mut values = vec![Sql::from(kind.to_string()), Sql::from(owner.to_string())];
+        if let Some(parent) = &query.parent {
+            sql.push_str(" AND parent = ?");
+            values.push(parent.clone().into());
+        }
         if let Some(label) = &query.label {
             sql.push_str(" AND label = ?");
             values.push(label.clone().into());
@@ -245,17 +261,18 @@ impl Store {
     /// All objects of a kind with one of these labels, whoever owns them, oldest first: what a server that
     /// starts has to take up again.
     pub fn unfinished(&self, kind: &str, labels: &[&str]) -> Result<Vec<Object>, StoreError> {
-        let sql = format!("SELECT {COLUMNS} FROM objects WHERE kind = ?1 ORDER BY seq");
+        let some = vec!["?"; labels.len()].join(", ");
+        let sql = format!(
+            "SELECT {COLUMNS} FROM objects WHERE kind = ? AND label IN ({some}) ORDER BY seq"
+        );
+        let values = std::iter::once(&kind).chain(labels);
         let rows: Vec<_> = {
             let db = self.lock();
             let mut statement = db.prepare_cached(&sql)?;
-            let rows = statement.query_map([kind], read)?;
+            let rows = statement.query_map(params_from_iter(values), read)?;
             rows.collect::<Result<_, _>>()?
         };
-        rows.into_iter()
-            .filter(|(object, _)| labels.contains(&object.label.as_str()))
-            .map(whole)
-            .collect()
+        rows.into_iter().map(whole).collect()
     }
 
     /// Forgets what has expired; tells how many objects that were.

@@ -10,6 +10,7 @@ use serde_json::{Map, json};
 fn object(id: &str, owner: &str, label: &str, pair: Option<(&str, &str)>) -> Object {
     Object {
         kind: "thing".into(),
+        parent: String::new(),
         id: id.into(),
         owner: owner.into(),
         created: 7,
@@ -136,6 +137,71 @@ fn files_and_lines_go_with_their_object() {
     assert_eq!(store.forget_expired(100).unwrap(), 1);
     assert_eq!(store.chunk("f", 0).unwrap(), None);
     assert!(store.answered("f").unwrap().is_empty());
+}
+
+#[test]
+fn parts_go_with_their_whole() {
+    let store = Store::in_memory().unwrap();
+    store.insert(&object("whole", "me", "m", None)).unwrap();
+    for id in ["p1", "p2", "other"] {
+        let mut part = object(id, "me", "m", None);
+        if id != "other" {
+            part.parent = "whole".into();
+        }
+        store.insert(&part).unwrap();
+        for n in 0..5 {
+            let line = Line {
+                n,
+                failed: n % 2 == 1,
+                tokens: 0,
+                body: String::new(),
+            };
+            store.put_line(id, &line).unwrap();
+        }
+    }
+    let parts = ListQuery {
+        limit: 9,
+        parent: Some("whole".into()),
+        ascending: true,
+        ..ListQuery::default()
+    };
+    assert_eq!(
+        ids(&store, "me", &parts),
+        (vec!["p1".into(), "p2".into()], false)
+    );
+    let page = |after, ascending, failed| -> Vec<u64> {
+        let page = store.page_of_lines("p1", after, ascending, failed, 2);
+        page.unwrap().iter().map(|line| line.n).collect()
+    };
+    assert_eq!(page(None, true, None), [0, 1]);
+    assert_eq!(page(Some(1), true, None), [2, 3]);
+    assert_eq!(page(Some(3), false, None), [2, 1]);
+    assert_eq!(page(None, false, Some(true)), [3, 1]);
+    assert_eq!(page(None, true, Some(false)), [0, 2]);
+    assert_eq!(store.line("p1", 4).unwrap().unwrap().n, 4);
+    assert!(store.line("p1", 5).unwrap().is_none());
+    assert!(store.delete("thing", "me", "whole").unwrap());
+    assert!(store.get("thing", "me", "p1").unwrap().is_none());
+    assert!(store.answered("p2").unwrap().is_empty());
+    assert_eq!(store.answered("other").unwrap().len(), 5);
+}
+
+#[test]
+fn a_database_of_the_first_version_is_brought_up_to_date() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("bantam.db");
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch(include_str!("version_1.sql")).unwrap();
+    drop(old);
+    for _ in 0..2 {
+        let store = Store::open(&path).unwrap();
+        let found = store.get("thing", "me", "old").unwrap().unwrap();
+        assert_eq!((found.parent.as_str(), found.created), ("", 7));
+        assert_eq!(found.metadata["a"], "b");
+        assert_eq!(store.chunk("old", 0).unwrap(), Some(b"ab".to_vec()));
+        assert_eq!(store.answered("old").unwrap(), [(0, false)]);
+        assert!(store.key("pub").unwrap().is_some());
+    }
 }
 
 #[test]

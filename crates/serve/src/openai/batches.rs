@@ -63,6 +63,7 @@ pub(crate) async fn create(
     });
     let object = Object {
         kind: KIND.name.to_string(),
+        parent: String::new(),
         id: body["id"].as_str().unwrap_or_default().to_string(),
         owner,
         created,

@@ -146,6 +146,7 @@ impl Draft {
         });
         let object = Object {
             kind: KIND.name.to_string(),
+            parent: String::new(),
             id: self.id.clone(),
             owner: owner.to_string(),
             created,

@@ -33,6 +33,7 @@ pub(crate) fn keep(
     body["metadata"] = Value::Object(kept.metadata.clone());
     let object = Object {
         kind: KIND.name.to_string(),
+        parent: String::new(),
         id: completion.head.id.clone(),
         owner: caller.owner.clone(),
         created: completion.head.created,

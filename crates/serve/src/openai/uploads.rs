@@ -68,6 +68,7 @@ pub(crate) async fn create(
     });
     let object = Object {
         kind: KIND.name.to_string(),
+        parent: String::new(),
         id: body["id"].as_str().unwrap_or_default().to_string(),
         owner,
         created,
@@ -117,6 +118,7 @@ pub(crate) async fn add_part(
     });
     let object = Object {
         kind: PART.name.to_string(),
+        parent: String::new(),
         id: draft.id.clone(),
         owner: owner.clone(),
         created: ids::now(),

@@ -68,6 +68,7 @@ pub(crate) async fn create(
     let id = ids::random("ftjob-");
     let mut object = Object {
         kind: KIND.name.to_string(),
+        parent: String::new(),
         id: id.clone(),
         owner,
         created,

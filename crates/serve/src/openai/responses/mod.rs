@@ -143,6 +143,7 @@ impl Work {
     fn object(&self, kind: &str, id: &str, label: &str, body: Value, extra: Value) -> Object {
         Object {
             kind: kind.to_string(),
+            parent: String::new(),
             id: id.to_string(),
             owner: self.caller.owner.clone(),
             created: self.created,
