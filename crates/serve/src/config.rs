@@ -10,6 +10,7 @@ use crate::ServeError;
 use crate::auth::ApiKey;
 use crate::listen::Tls;
 use crate::openai::CheckRows;
+use crate::outside::{Providers, Sandbox};
 use crate::training::TrainingConfig;
 
 /// Where and how to listen.
@@ -29,6 +30,10 @@ pub struct ServeConfig {
     pub training_rows: Option<CheckRows>,
     /// Who trains, and where; without it, jobs are refused.
     pub training: Option<TrainingConfig>,
+    /// Models of other servers that evals may ask; without them, evals ask only what is served here.
+    pub providers: Option<Arc<dyn Providers>>,
+    /// Where graders' programs run; without it, they are refused.
+    pub sandbox: Option<Arc<dyn Sandbox>>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
     /// The longest request body.
@@ -61,6 +66,8 @@ impl Default for ServeConfig {
             store: None,
             training_rows: None,
             training: None,
+            providers: None,
+            sandbox: None,
             tls: None,
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),

@@ -21,6 +21,21 @@ impl<S: Send + Sync> FromRequestParts<S> for Id {
     }
 }
 
+/// The names in an address, from left to right.
+pub(crate) struct Ids<const N: usize>(pub(crate) [String; N]);
+
+impl<const N: usize, S: Send + Sync> FromRequestParts<S> for Ids<N> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let names = Path::<Vec<String>>::from_request_parts(parts, state).await;
+        let names = names.ok().and_then(|Path(names)| names.try_into().ok());
+        names
+            .map(Self)
+            .ok_or_else(|| ApiError::no_object("object", "?"))
+    }
+}
+
 /// The pairs of a query string, decoded.
 pub(crate) fn pairs(query: Option<&str>) -> Vec<(String, String)> {
     let parts = query.unwrap_or_default().split('&');
@@ -62,12 +77,22 @@ pub(crate) fn list(
     metadata: bool,
     ascending: bool,
 ) -> Result<ListQuery, ApiError> {
+    list_of_pairs(pairs(query), label, metadata, ascending)
+}
+
+/// The same of pairs.
+pub(crate) fn list_of_pairs(
+    pairs: Vec<(String, String)>,
+    label: Option<&str>,
+    metadata: bool,
+    ascending: bool,
+) -> Result<ListQuery, ApiError> {
     let mut list = ListQuery {
         limit: 20,
         ascending,
         ..ListQuery::default()
     };
-    for (name, value) in pairs(query) {
+    for (name, value) in pairs {
         match name.as_str() {
             "after" => list.after = Some(value),
             "limit" => {

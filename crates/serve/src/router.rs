@@ -25,8 +25,8 @@ use crate::metrics::Gauge;
 use crate::models::Model;
 use crate::once::once;
 use crate::openai::{
-    batches, chat, completions, decisions, embeddings, files, fine_tuning, models, responses,
-    stored, tokens, uploads,
+    batches, chat, completions, decisions, embeddings, evals, files, fine_tuning, models,
+    responses, stored, tokens, uploads,
 };
 use crate::openapi;
 use crate::server::App;
@@ -112,6 +112,43 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             "/v1/fine_tuning/checkpoints/{id}/permissions",
             get(fine_tuning::permissions).post(fine_tuning::permit),
         )
+        .route(
+            "/v1/fine_tuning/alpha/graders/run",
+            post(evals::graders::run),
+        )
+        .route(
+            "/v1/fine_tuning/alpha/graders/validate",
+            post(evals::graders::validate),
+        )
+        .route("/v1/evals", post(evals::create).get(evals::list))
+        .route(
+            "/v1/evals/{id}",
+            get(evals::retrieve)
+                .post(evals::update)
+                .delete(evals::delete),
+        )
+        .route(
+            "/v1/evals/{id}/runs",
+            post(evals::runs::create).get(evals::runs::list),
+        )
+        .route(
+            "/v1/evals/{id}/runs/{run}",
+            get(evals::runs::retrieve)
+                .post(evals::runs::cancel)
+                .delete(evals::runs::delete),
+        )
+        .route(
+            "/v1/evals/{id}/runs/{run}/cancel",
+            post(evals::runs::cancel),
+        )
+        .route(
+            "/v1/evals/{id}/runs/{run}/output_items",
+            get(evals::runs::items),
+        )
+        .route(
+            "/v1/evals/{id}/runs/{run}/output_items/{item}",
+            get(evals::runs::item),
+        )
         .route("/tokenize", post(tokens::tokenize))
         .route("/detokenize", post(tokens::detokenize))
         .route("/tokenizer_info", get(tokens::info))
@@ -179,7 +216,7 @@ async fn observe(State(app): State<Arc<App>>, mut request: Request, next: Next) 
     response
 }
 
-/// The routes as they are logged and counted; `{id}` stands for one part of a path, `{*id}` for all that is left.
+/// The routes as they are logged and counted; `{id}` and its like stand for one part of a path, `{*id}` for all that is left.
 pub(crate) const ROUTES: &[&str] = &[
     "/health",
     "/ready",
@@ -218,6 +255,15 @@ pub(crate) const ROUTES: &[&str] = &[
     "/v1/fine_tuning/jobs/{id}/events",
     "/v1/fine_tuning/jobs/{id}/checkpoints",
     "/v1/fine_tuning/checkpoints/{id}/permissions",
+    "/v1/fine_tuning/alpha/graders/run",
+    "/v1/fine_tuning/alpha/graders/validate",
+    "/v1/evals",
+    "/v1/evals/{id}",
+    "/v1/evals/{id}/runs",
+    "/v1/evals/{id}/runs/{run}",
+    "/v1/evals/{id}/runs/{run}/cancel",
+    "/v1/evals/{id}/runs/{run}/output_items",
+    "/v1/evals/{id}/runs/{run}/output_items/{item}",
     "/tokenize",
     "/detokenize",
     "/tokenizer_info",
@@ -228,7 +274,7 @@ fn matches(route: &str, path: &str) -> bool {
     for want in route.split('/') {
         match (want, parts.next()) {
             ("{*id}", Some(_)) => return true,
-            ("{id}", Some(part)) if !part.is_empty() => {}
+            (want, Some(part)) if want.starts_with('{') && !part.is_empty() => {}
             (want, Some(part)) if want == part => {}
             _ => return false,
         }

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::once::{self, Running};
 use crate::openai::fine_tuning::run::{self as jobs, Jobs};
-use crate::openai::{background, batch_run};
+use crate::openai::{background, batch_run, evals};
 use crate::router::router;
 
 /// What the handlers share.
@@ -30,6 +30,9 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     pub(crate) once: Running,
     pub(crate) batches: batch_run::Running,
+    pub(crate) evals: evals::work::Running,
+    /// Held by each grader's program that runs.
+    pub(crate) programs: tokio::sync::Semaphore,
     pub(crate) background: background::Running,
     pub(crate) jobs: Jobs,
     /// Held by the request whose texts are being turned into vectors.
@@ -72,6 +75,8 @@ impl Server {
             metrics: Metrics::default(),
             once: Running::default(),
             batches: batch_run::Running::default(),
+            evals: evals::work::Running::default(),
+            programs: tokio::sync::Semaphore::new(evals::work::PROGRAMS),
             background: background::Running::default(),
             jobs: Jobs::default(),
             embedding: tokio::sync::Semaphore::new(1),
@@ -247,6 +252,7 @@ fn serve(
         let chores = tokio::spawn(chores(Arc::clone(&app)));
         background::settle(&app).await;
         batch_run::resume(&app).await;
+        evals::work::resume(&app).await;
         let router = router(Arc::clone(&app));
         let quiet = async { app.background.idle().await };
         jobs::restore(&app).await;

@@ -115,6 +115,31 @@ pub(crate) async fn answer(
     }))
 }
 
+/// The vectors of two texts, by a model or, if none is named, by the first that is there for it.
+pub(crate) async fn vectors(
+    app: &Arc<App>,
+    owner: &str,
+    model: Option<&str>,
+    texts: [String; 2],
+) -> Result<[Vec<f32>; 2], ApiError> {
+    let first = || {
+        let encoders = app.models.embedders();
+        let encoder = encoders.first().map(|encoder| encoder.id.clone());
+        encoder.or_else(|| app.models.ids().into_iter().next())
+    };
+    let model = model.map(str::to_string).or_else(first).unwrap_or_default();
+    let body = json!({"model": model, "input": texts}).to_string();
+    let answer = answer(app, &app.door.absent(owner)?, body.as_bytes()).await?;
+    let vector = |i: usize| -> Vec<f32> {
+        let numbers = answer["data"][i]["embedding"].as_array();
+        let numbers = numbers.into_iter().flatten();
+        numbers
+            .filter_map(|x| x.as_f64().map(|x| x as f32))
+            .collect()
+    };
+    Ok([vector(0), vector(1)])
+}
+
 /// Standard base64, with padding.
 fn base64(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";

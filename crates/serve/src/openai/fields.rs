@@ -238,6 +238,27 @@ impl Fields {
         }
     }
 
+    /// Sets pairs of `metadata` that are not said.
+    pub(crate) fn default_metadata(&mut self, pairs: &Map<String, Value>) {
+        let all = self.map.entry("metadata").or_insert(Value::Null);
+        if all.is_null() {
+            *all = Value::Object(Map::new());
+        }
+        if let (false, Value::Object(said)) = (pairs.is_empty(), &mut *all) {
+            for (key, value) in pairs {
+                said.entry(key.clone()).or_insert_with(|| value.clone());
+            }
+        }
+        if self.map["metadata"] == Value::Object(Map::new()) {
+            self.map.shift_remove("metadata");
+        }
+    }
+
+    /// What is left, and where it stands.
+    pub(crate) fn into_parts(self) -> (String, Map<String, Value>) {
+        (self.path, self.map)
+    }
+
     /// Takes what is left: hints, and fields that ask for nothing.
     pub(crate) fn finish(mut self, neutral: &[Neutral]) -> Result<(), ApiError> {
         let names: Vec<String> = self.map.keys().cloned().collect();

@@ -8,6 +8,7 @@ pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod decisions;
 pub(crate) mod embeddings;
+pub(crate) mod evals;
 mod fields;
 mod file_check;
 pub(crate) mod files;
