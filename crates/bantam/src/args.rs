@@ -47,6 +47,9 @@ pub(crate) enum Command {
     Eval(EvalArgs),
     /// Talk to a model in the terminal
     Chat(ChatArgs),
+    /// Give up every right and run a grader's program: what a server does for each row
+    #[command(hide = true)]
+    Sandbox(SandboxArgs),
     /// Serve a model behind the OpenAI API
     Serve(ServeArgs),
     /// Turn texts into vectors
@@ -650,4 +653,15 @@ mod tests {
         assert_eq!(parse(&["--preview=7"]), Some(7));
         assert_eq!(parse(&["--preview", "--json"]), Some(3));
     }
+}
+
+/// `bantam sandbox`
+#[derive(Debug, Args)]
+pub(crate) struct SandboxArgs {
+    /// Seconds of computing
+    #[arg(long)]
+    pub(crate) seconds: u64,
+    /// Memory, in MiB
+    #[arg(long)]
+    pub(crate) memory_mb: u64,
 }

@@ -14,6 +14,8 @@ mod jobs;
 mod loader;
 mod printer;
 mod progress;
+mod providers;
+mod sandbox;
 mod settings;
 
 use std::io::IsTerminal as _;
@@ -21,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-use crate::args::Cli;
+use crate::args::{Cli, Command};
 use crate::commands::Context;
 use crate::error::{EXIT_INTERNAL, EXIT_OK, Style};
 use crate::settings::{Action, Environment, Global};
@@ -40,6 +42,11 @@ fn main() -> ExitCode {
 fn run(env: &Environment, style: Style) -> u8 {
     // clap prints usage errors itself and exits with 2.
     let cli = Cli::parse();
+    // Before anything is looked for: this process gives up its rights and becomes another.
+    if let Command::Sandbox(limits) = &cli.command {
+        eprintln!("{}", sandbox::enter(limits.seconds, limits.memory_mb));
+        return EXIT_INTERNAL;
+    }
     let result = Global::resolve(&cli.global, env).and_then(|global| {
         start_logging(global.log.as_deref());
         commands::run(&Context::new(global)?, Action::resolve(cli.command)?)

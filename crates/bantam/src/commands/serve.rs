@@ -15,6 +15,8 @@ use crate::jobs::Workers;
 use crate::loader::Shelf;
 use crate::printer::Printer;
 use crate::progress::Progress;
+use crate::providers::ProviderBook;
+use crate::sandbox::PythonSandbox;
 use crate::settings::{ServeSettings, listed_models};
 
 /// Serves until Ctrl-C.
@@ -50,7 +52,13 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
         }),
         None => None,
     };
+    let providers = ProviderBook::new(&settings.providers, settings.data.clone(), |name| {
+        std::env::var(name).ok().filter(|key| !key.is_empty())
+    })?;
+    let sandbox = PythonSandbox::new(settings.grader_time, settings.grader_memory_mb)?;
     let config = ServeConfig {
+        providers: Some(Arc::new(providers)),
+        sandbox: Some(Arc::new(sandbox)),
         host: settings.host,
         port: settings.port,
         api_keys: settings

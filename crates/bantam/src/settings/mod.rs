@@ -18,10 +18,12 @@ use crate::args::{
 use crate::error::advise;
 
 mod bench;
+mod providers;
 mod serve;
 mod work;
 
 pub(crate) use self::bench::BenchSettings;
+pub(crate) use self::providers::{Price, ProviderSettings};
 pub(crate) use self::serve::{ServeSettings, ServedSettings, listed_models, short_name};
 pub(crate) use self::work::{
     ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, PerplexitySettings,
@@ -337,6 +339,11 @@ impl Action {
                 None => Self::Eval(EvalSettings::resolve(args)),
             },
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
+            Command::Sandbox(_) => {
+                return Err(anyhow::anyhow!(
+                    "the sandbox is entered before settings are made"
+                ));
+            }
             Command::Serve(args) => Self::Serve(Box::new(ServeSettings::resolve(args)?)),
             Command::Keys(command) => Self::Keys(command),
             Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),

@@ -1,5 +1,6 @@
 //! `bantam serve`: the flags laid over the configuration file.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use anyhow::{Context as _, anyhow};
 use bantam_model::Weights;
 use serde::Deserialize;
 
+use super::providers::{ConfigProvider, ProviderSettings};
 use super::threads;
 use crate::args::{ServeArgs, ThreadsArg};
 use crate::error::advise;
@@ -30,6 +32,11 @@ pub(crate) struct ServeSettings {
     /// Threads and memory, in MiB, of a fine-tuning job.
     pub(crate) train_threads: Option<u16>,
     pub(crate) train_memory_mb: Option<u64>,
+    /// Other servers that evals may ask.
+    pub(crate) providers: Vec<ProviderSettings>,
+    /// Time and memory, in MiB, of a grader's program.
+    pub(crate) grader_time: Duration,
+    pub(crate) grader_memory_mb: u64,
     /// Certificate and private key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// How long a client may read nothing of its answer.
@@ -70,6 +77,10 @@ struct Config {
     threads: Option<u16>,
     adapter_mb: Option<u32>,
     write_timeout_s: Option<u32>,
+    grader_s: Option<u32>,
+    grader_memory_mb: Option<u32>,
+    #[serde(default)]
+    providers: BTreeMap<String, ConfigProvider>,
     #[serde(default)]
     model: Vec<ConfigModel>,
 }
@@ -93,7 +104,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, and [[model]] tables of model, id, aliases",
+                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, grader_s, grader_memory_mb, [[model]] tables of model, id, aliases, and [providers.NAME] tables of base_url, key_env, models, concurrency, retries, timeout_s, prices",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -187,6 +198,14 @@ impl ServeSettings {
             data: args.data.or(config.data),
             train_threads: args.train_threads.or(config.train_threads),
             train_memory_mb: args.train_memory_mb.or(config.train_memory_mb),
+            providers: config
+                .providers
+                .into_iter()
+                .map(|(name, provider)| provider.settings(name))
+                .collect::<anyhow::Result<_>>()?,
+            // As long, and as much, as OpenAI gives a grader.
+            grader_time: Duration::from_secs(config.grader_s.unwrap_or(120).max(1).into()),
+            grader_memory_mb: config.grader_memory_mb.unwrap_or(2048).max(64).into(),
             tls,
             adapter_bytes: args
                 .adapter_mb
