@@ -196,6 +196,9 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
     tally.check("fine-tuning by the official Python client", || {
         clients::run_python(&server, &clients::python()?, "fine_tuning_client.py")
     });
+    tally.check("evals by the official Python client", || {
+        clients::run_python(&server, &clients::python()?, "evals_client.py")
+    });
     tally.check("answers of three hundred schemas are valid", || {
         clients::run_python(&server, &clients::python()?, "openai_schemas.py")
     });
@@ -206,6 +209,9 @@ fn serve_to_clients(tally: &mut Tally, bantam: &Bantam) {
         tally.check("fine-tuning by the official Node client", || {
             let name = "fine_tuning_client.mjs";
             clients::run_node(&server, &clients::node_packages()?, name)
+        });
+        tally.check("evals by the official Node client", || {
+            clients::run_node(&server, &clients::node_packages()?, "evals_client.mjs")
         });
     } else {
         eprintln!("\n==> skipped: the official Node client (no `node` or no `npm` here)");

@@ -6,6 +6,7 @@ mod args;
 mod cache;
 mod catalogue;
 mod commands;
+mod courier;
 mod demo;
 mod error;
 mod fetch;

@@ -8,6 +8,7 @@ use bantam_store::Store;
 
 use crate::ServeError;
 use crate::auth::ApiKey;
+use crate::hooks::Hooks;
 use crate::listen::Tls;
 use crate::openai::CheckRows;
 use crate::outside::{Providers, Sandbox};
@@ -34,6 +35,8 @@ pub struct ServeConfig {
     pub providers: Option<Arc<dyn Providers>>,
     /// Where graders' programs run; without it, they are refused.
     pub sandbox: Option<Arc<dyn Sandbox>>,
+    /// Who is told when something is over.
+    pub hooks: Option<Hooks>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
     /// The longest request body.
@@ -68,6 +71,7 @@ impl Default for ServeConfig {
             training: None,
             providers: None,
             sandbox: None,
+            hooks: None,
             tls: None,
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),

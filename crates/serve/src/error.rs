@@ -47,6 +47,11 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
+    /// What webhooks are to be signed with is no secret.
+    #[error(
+        "a webhook's secret is base64 of at least 16 bytes, with or without `whsec_` before it; hint: `openssl rand -base64 24` makes one"
+    )]
+    WebhookSecret,
     /// The database cannot be used.
     #[error(transparent)]
     Store(#[from] bantam_store::StoreError),

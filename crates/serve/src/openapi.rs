@@ -3,337 +3,15 @@
 //! `openapi.json` beside this crate is this document as last released; a test compares the two, and the table with the
 //! routes, so that a change of the API shows in review.
 
+mod operations;
+
 use std::fmt::Write as _;
 
 use axum::Json;
 use axum::response::Html;
 use serde_json::{Map, Value, json};
 
-/// An operation: method, path, what it does, the schema of its body, and of its answer.
-type Operation = (
-    &'static str,
-    &'static str,
-    &'static str,
-    Option<&'static str>,
-    &'static str,
-);
-
-const OPERATIONS: &[Operation] = &[
-    (
-        "get",
-        "/health",
-        "Whether the engines run, and their load. Needs no key.",
-        None,
-        "Any",
-    ),
-    (
-        "get",
-        "/ready",
-        "Whether a request would find a place. Needs no key.",
-        None,
-        "Any",
-    ),
-    (
-        "get",
-        "/metrics",
-        "Counters and histograms in Prometheus's text format.",
-        None,
-        "Text",
-    ),
-    (
-        "get",
-        "/openapi.json",
-        "This document. Needs no key.",
-        None,
-        "Any",
-    ),
-    (
-        "get",
-        "/docs",
-        "This document as a page. Needs no key.",
-        None,
-        "Page",
-    ),
-    ("get", "/v1/models", "The models.", None, "List"),
-    ("get", "/v1/models/{id}", "A model.", None, "Model"),
-    (
-        "delete",
-        "/v1/models/{id}",
-        "Serve a tuned model no more. Needs the scope `admin`.",
-        None,
-        "Deleted",
-    ),
-    (
-        "post",
-        "/v1/chat/completions",
-        "Answer a conversation, whole or as server-sent events.",
-        Some("ChatRequest"),
-        "ChatCompletion",
-    ),
-    (
-        "get",
-        "/v1/chat/completions",
-        "Completions asked for with `store: true`.",
-        None,
-        "List",
-    ),
-    (
-        "get",
-        "/v1/chat/completions/{id}",
-        "A stored completion.",
-        None,
-        "ChatCompletion",
-    ),
-    (
-        "post",
-        "/v1/chat/completions/{id}",
-        "Replace a stored completion's metadata.",
-        Some("MetadataRequest"),
-        "ChatCompletion",
-    ),
-    (
-        "delete",
-        "/v1/chat/completions/{id}",
-        "Forget a stored completion.",
-        None,
-        "Deleted",
-    ),
-    (
-        "get",
-        "/v1/chat/completions/{id}/messages",
-        "What was asked.",
-        None,
-        "List",
-    ),
-    (
-        "post",
-        "/v1/completions",
-        "Go on with a text; with `echo` and `logprobs` also the prompt's likelihood.",
-        Some("CompletionRequest"),
-        "Completion",
-    ),
-    (
-        "post",
-        "/v1/embeddings",
-        "Texts as vectors of length 1.",
-        Some("EmbeddingRequest"),
-        "List",
-    ),
-    (
-        "post",
-        "/v1/decisions",
-        "Probabilities over the options of questions, by exact likelihood.",
-        Some("DecisionRequest"),
-        "Any",
-    ),
-    (
-        "post",
-        "/v1/rerank",
-        "Documents by how likely they answer a query.",
-        Some("RerankRequest"),
-        "Any",
-    ),
-    (
-        "post",
-        "/v1/responses",
-        "Answer items, whole or as server-sent events.",
-        Some("ResponseRequest"),
-        "Response",
-    ),
-    (
-        "post",
-        "/v1/responses/input_tokens",
-        "How long the prompt would be.",
-        Some("ResponseRequest"),
-        "Any",
-    ),
-    (
-        "get",
-        "/v1/responses/{id}",
-        "A kept response.",
-        None,
-        "Response",
-    ),
-    (
-        "delete",
-        "/v1/responses/{id}",
-        "Forget a response.",
-        None,
-        "Deleted",
-    ),
-    (
-        "post",
-        "/v1/responses/{id}/cancel",
-        "End a response that is made in the background.",
-        None,
-        "Response",
-    ),
-    (
-        "get",
-        "/v1/responses/{id}/input_items",
-        "What was asked.",
-        None,
-        "List",
-    ),
-    (
-        "post",
-        "/v1/files",
-        "Upload a file (`multipart/form-data`: `file`, `purpose`, `expires_after[anchor]`, `expires_after[seconds]`).",
-        Some("FileForm"),
-        "File",
-    ),
-    ("get", "/v1/files", "The files.", None, "List"),
-    ("get", "/v1/files/{id}", "A file.", None, "File"),
-    (
-        "delete",
-        "/v1/files/{id}",
-        "Forget a file.",
-        None,
-        "Deleted",
-    ),
-    (
-        "get",
-        "/v1/files/{id}/content",
-        "A file's bytes.",
-        None,
-        "Bytes",
-    ),
-    (
-        "post",
-        "/v1/uploads",
-        "Begin a file that comes in parts.",
-        Some("UploadRequest"),
-        "Upload",
-    ),
-    (
-        "post",
-        "/v1/uploads/{id}/parts",
-        "Add a part (`multipart/form-data`: `data`).",
-        Some("PartForm"),
-        "UploadPart",
-    ),
-    (
-        "post",
-        "/v1/uploads/{id}/complete",
-        "Put the parts together, in this order, as a file.",
-        Some("CompleteRequest"),
-        "Upload",
-    ),
-    (
-        "post",
-        "/v1/uploads/{id}/cancel",
-        "Forget the parts.",
-        None,
-        "Upload",
-    ),
-    (
-        "post",
-        "/v1/batches",
-        "Answer the requests of a file, in the background.",
-        Some("BatchRequest"),
-        "Batch",
-    ),
-    ("get", "/v1/batches", "The batches.", None, "List"),
-    ("get", "/v1/batches/{id}", "A batch.", None, "Batch"),
-    (
-        "post",
-        "/v1/fine_tuning/jobs",
-        "Train a model on a file of examples. Needs the scope `train`.",
-        Some("FineTuningJobRequest"),
-        "FineTuningJob",
-    ),
-    (
-        "get",
-        "/v1/fine_tuning/jobs",
-        "The fine-tuning jobs.",
-        None,
-        "List",
-    ),
-    (
-        "get",
-        "/v1/fine_tuning/jobs/{id}",
-        "A fine-tuning job.",
-        None,
-        "FineTuningJob",
-    ),
-    (
-        "post",
-        "/v1/fine_tuning/jobs/{id}/cancel",
-        "Stop a job for good. Needs the scope `train`.",
-        None,
-        "FineTuningJob",
-    ),
-    (
-        "post",
-        "/v1/fine_tuning/jobs/{id}/pause",
-        "Stop a job for now. Needs the scope `train`.",
-        None,
-        "FineTuningJob",
-    ),
-    (
-        "post",
-        "/v1/fine_tuning/jobs/{id}/resume",
-        "Go on with a paused job. Needs the scope `train`.",
-        None,
-        "FineTuningJob",
-    ),
-    (
-        "get",
-        "/v1/fine_tuning/jobs/{id}/events",
-        "What happened in a job, its metrics among it.",
-        None,
-        "List",
-    ),
-    (
-        "get",
-        "/v1/fine_tuning/jobs/{id}/checkpoints",
-        "The models at the ends of a job's epochs; each can be asked.",
-        None,
-        "List",
-    ),
-    (
-        "get",
-        "/v1/fine_tuning/checkpoints/{id}/permissions",
-        "Nobody else's: a server is one project, whose keys may use every checkpoint.",
-        None,
-        "List",
-    ),
-    (
-        "post",
-        "/v1/fine_tuning/checkpoints/{id}/permissions",
-        "Refused: there is nothing to share with.",
-        Some("Any"),
-        "Any",
-    ),
-    (
-        "post",
-        "/v1/batches/{id}/cancel",
-        "Begin no more of a batch's requests.",
-        None,
-        "Batch",
-    ),
-    (
-        "post",
-        "/tokenize",
-        "A text or a conversation as tokens.",
-        Some("TokenizeRequest"),
-        "Any",
-    ),
-    (
-        "post",
-        "/detokenize",
-        "Tokens as text.",
-        Some("DetokenizeRequest"),
-        "Any",
-    ),
-    (
-        "get",
-        "/tokenizer_info",
-        "The vocabulary's size, its special tokens, the context and the chat template.",
-        None,
-        "Any",
-    ),
-];
+use operations::OPERATIONS;
 
 /// Lists that are asked for by pages: by which parameter they are filtered, and whether by metadata.
 const LISTS: &[(&str, Option<&str>, bool)] = &[
@@ -342,6 +20,13 @@ const LISTS: &[(&str, Option<&str>, bool)] = &[
     ("/v1/responses/{id}/input_items", None, false),
     ("/v1/files", Some("purpose"), false),
     ("/v1/batches", None, false),
+    ("/v1/evals", None, true),
+    ("/v1/evals/{id}/runs", Some("status"), false),
+    (
+        "/v1/evals/{id}/runs/{run}/output_items",
+        Some("status"),
+        false,
+    ),
 ];
 
 /// Fields about how tokens are chosen, of every request that generates.
@@ -441,6 +126,28 @@ fn schemas() -> Value {
             "seed": {"type": ["integer", "null"]}, "metadata": metadata, "hyperparameters": object, "method": object,
             "integrations": {"type": ["array", "null"], "maxItems": 0},
         }), Map::new()),
+        "Eval": answer(&["id", "object", "name", "created_at", "data_source_config", "testing_criteria"], "eval"),
+        "EvalRequest": request(&["data_source_config", "testing_criteria"], json!({
+            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
+            "data_source_config": {"type": "object", "required": ["type"]},
+            "testing_criteria": {"type": "array", "minItems": 1, "maxItems": 50, "items": {"type": "object", "required": ["type", "name"]}},
+        }), Map::new()),
+        "EvalUpdate": request(&[], json!({
+            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
+        }), Map::new()),
+        "EvalDeleted": {
+            "type": "object", "required": ["object", "deleted"],
+            "properties": {"object": {"type": "string"}, "deleted": {"const": true}},
+        },
+        "EvalRun": answer(&["id", "object", "eval_id", "status", "created_at", "result_counts", "data_source"], "eval.run"),
+        "EvalRunRequest": request(&["data_source"], json!({
+            "name": text, "metadata": metadata, "data_source": {"type": "object", "required": ["type", "source"]},
+        }), Map::new()),
+        "OutputItem": answer(&["id", "object", "run_id", "eval_id", "status", "datasource_item", "results"], "eval.run.output_item"),
+        "GraderRequest": request(&["grader"], json!({"grader": {"type": "object", "required": ["type"]}}), Map::new()),
+        "GraderRunRequest": request(&["grader", "model_sample"], json!({
+            "grader": {"type": "object", "required": ["type"]}, "model_sample": {"type": "string"}, "item": object,
+        }), Map::new()),
         "ChatRequest": request(&["model", "messages"], json!({
             "model": {"type": "string"},
             "messages": {"type": "array", "minItems": 1, "items": {"type": "object", "required": ["role"]}},
@@ -523,10 +230,21 @@ fn answer(required: &[&str], object: &str) -> Value {
 /// What an operation takes beside its body.
 fn parameters(method: &str, path: &str) -> Vec<Value> {
     let mut all = Vec::new();
-    if path.contains("{id}") {
-        all.push(
-            json!({"name": "id", "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}),
-        );
+    for part in path.split('/') {
+        if let Some(name) = part
+            .strip_prefix('{')
+            .and_then(|part| part.strip_suffix('}'))
+        {
+            all.push(
+                json!({"name": name, "in": "path", "required": true, "schema": {"type": "string", "minLength": 1}}),
+            );
+        }
+    }
+    if (method, path) == ("get", "/v1/evals/{id}/runs/{run}") {
+        all.push(json!({"name": "compare_to", "in": "query", "required": false, "schema": {"type": "string"}}));
+    }
+    if (method, path) == ("get", "/v1/evals") {
+        all.push(json!({"name": "order_by", "in": "query", "required": false, "schema": {"enum": ["created_at", "updated_at"]}}));
     }
     if path == "/tokenizer_info" {
         all.push(

@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use crate::caller::Door;
 use crate::config::ServeConfig;
 use crate::error::{ApiError, ServeError};
+use crate::hooks;
 use crate::ids;
 use crate::listen::{self, Limits, Tls};
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub(crate) struct App {
     pub(crate) programs: tokio::sync::Semaphore,
     pub(crate) background: background::Running,
     pub(crate) jobs: Jobs,
+    /// There is something to tell.
+    pub(crate) told: tokio::sync::Notify,
     /// Held by the request whose texts are being turned into vectors.
     pub(crate) embedding: tokio::sync::Semaphore,
     store: Arc<Store>,
@@ -79,6 +82,7 @@ impl Server {
             programs: tokio::sync::Semaphore::new(evals::work::PROGRAMS),
             background: background::Running::default(),
             jobs: Jobs::default(),
+            told: tokio::sync::Notify::new(),
             embedding: tokio::sync::Semaphore::new(1),
             store,
             config,
@@ -257,9 +261,11 @@ fn serve(
         let quiet = async { app.background.idle().await };
         jobs::restore(&app).await;
         let work = tokio::spawn(jobs::work(Arc::clone(&app)));
+        let telling = tokio::spawn(hooks::work(Arc::clone(&app)));
         listen::serve(listener, tls, router, limits, stopped, quiet).await;
         chores.abort();
         work.abort();
+        telling.abort();
         Ok(())
     });
     // Connections past the deadline are dropped with the runtime, and with them the last handles

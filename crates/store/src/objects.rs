@@ -108,25 +108,30 @@ fn write(db: &Connection, object: &Object) -> rusqlite::Result<usize> {
     )
 }
 
+/// Writes a new object.
+fn insert(db: &Connection, object: &Object, or: &str) -> rusqlite::Result<usize> {
+    let sql = format!(
+        "INSERT {or} INTO objects (kind, id, owner, created, label, expires, metadata, body, extra, parent)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)"
+    );
+    db.prepare_cached(&sql)?.execute(params![
+        object.kind,
+        object.id,
+        object.owner,
+        object.created,
+        object.label,
+        object.expires,
+        Value::Object(object.metadata.clone()).to_string(),
+        object.body.to_string(),
+        object.extra.to_string(),
+        object.parent
+    ])
+}
+
 impl Store {
     /// Keeps a new object.
     pub fn insert(&self, object: &Object) -> Result<(), StoreError> {
-        self.lock().execute(
-            "INSERT INTO objects (kind, id, owner, created, label, expires, metadata, body, extra, parent)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
-            params![
-                object.kind,
-                object.id,
-                object.owner,
-                object.created,
-                object.label,
-                object.expires,
-                Value::Object(object.metadata.clone()).to_string(),
-                object.body.to_string(),
-                object.extra.to_string(),
-                object.parent
-            ],
-        )?;
+        insert(&self.lock(), object, "")?;
         Ok(())
     }
 
@@ -145,6 +150,23 @@ impl Store {
     /// Replaces an object's label, metadata, body and extra; `false` if it is gone.
     pub fn update(&self, object: &Object) -> Result<bool, StoreError> {
         let n = write(&self.lock(), object)?;
+        Ok(n > 0)
+    }
+
+    /// The same, and keeps new objects with it, all or nothing; those that are there already stay as they are.
+    pub fn update_with(&self, object: &Object, new: &[Object]) -> Result<bool, StoreError> {
+        if new.is_empty() {
+            return self.update(object);
+        }
+        let mut db = self.lock();
+        let all = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let n = write(&all, object)?;
+        if n > 0 {
+            for one in new {
+                insert(&all, one, "OR IGNORE")?;
+            }
+        }
+        all.commit()?;
         Ok(n > 0)
     }
 

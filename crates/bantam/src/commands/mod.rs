@@ -7,6 +7,7 @@ mod embed;
 mod eval;
 mod export;
 mod inspect;
+mod jobs;
 mod keys;
 mod models;
 mod perplexity;
@@ -74,6 +75,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Serve(settings) => serve::run(context, &settings),
         Action::Embed(settings) => embed::run(context, &settings),
         Action::Keys(command) => keys::run(context, command),
+        Action::Jobs(args) => jobs::run(context, args),
         Action::Export(settings) => export::run(context, &settings),
         Action::Bench(settings) => bench::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),

@@ -10,7 +10,6 @@ use bantam_store::Store;
 use serde_json::json;
 
 use super::Context;
-use crate::interrupt;
 use crate::jobs::Workers;
 use crate::loader::Shelf;
 use crate::printer::Printer;
@@ -18,6 +17,7 @@ use crate::progress::Progress;
 use crate::providers::ProviderBook;
 use crate::sandbox::PythonSandbox;
 use crate::settings::{ServeSettings, listed_models};
+use crate::{courier, interrupt};
 
 /// Serves until Ctrl-C.
 pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result<()> {
@@ -52,13 +52,13 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
         }),
         None => None,
     };
-    let providers = ProviderBook::new(&settings.providers, settings.data.clone(), |name| {
-        std::env::var(name).ok().filter(|key| !key.is_empty())
-    })?;
+    let secret = |name: &str| std::env::var(name).ok().filter(|key| !key.is_empty());
+    let providers = ProviderBook::new(&settings.providers, settings.data.clone(), secret)?;
     let sandbox = PythonSandbox::new(settings.grader_time, settings.grader_memory_mb)?;
     let config = ServeConfig {
         providers: Some(Arc::new(providers)),
         sandbox: Some(Arc::new(sandbox)),
+        hooks: courier::hooks(&settings.webhooks, secret)?,
         host: settings.host,
         port: settings.port,
         api_keys: settings

@@ -12,8 +12,8 @@ use bantam_formats::DType;
 use bantam_lab::export::MergeFormat;
 
 use crate::args::{
-    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, KeysCommand, PullArgs,
-    ThreadsArg,
+    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, JobsArgs, KeysCommand,
+    PullArgs, ThreadsArg,
 };
 use crate::error::advise;
 
@@ -24,7 +24,9 @@ mod work;
 
 pub(crate) use self::bench::BenchSettings;
 pub(crate) use self::providers::{Price, ProviderSettings};
-pub(crate) use self::serve::{ServeSettings, ServedSettings, listed_models, short_name};
+pub(crate) use self::serve::{
+    ServeSettings, ServedSettings, WebhookSettings, listed_models, short_name,
+};
 pub(crate) use self::work::{
     ChatSettings, ConstraintChoice, EmbedSettings, EvalSettings, MetricChoice, PerplexitySettings,
     TrainMode, TrainSettings,
@@ -189,6 +191,8 @@ pub(crate) enum Action {
     Serve(Box<ServeSettings>),
     /// `bantam keys`
     Keys(KeysCommand),
+    /// `bantam jobs`
+    Jobs(JobsArgs),
     /// `bantam embed`
     Embed(EmbedSettings),
     /// `bantam export`
@@ -346,6 +350,7 @@ impl Action {
             }
             Command::Serve(args) => Self::Serve(Box::new(ServeSettings::resolve(args)?)),
             Command::Keys(command) => Self::Keys(command),
+            Command::Jobs(args) => Self::Jobs(args),
             Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),
         })
     }

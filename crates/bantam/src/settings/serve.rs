@@ -34,6 +34,8 @@ pub(crate) struct ServeSettings {
     pub(crate) train_memory_mb: Option<u64>,
     /// Other servers that evals may ask.
     pub(crate) providers: Vec<ProviderSettings>,
+    /// Who is told when a job, a batch or a run of an eval is over: addresses, and variables that hold secrets.
+    pub(crate) webhooks: Vec<WebhookSettings>,
     /// Time and memory, in MiB, of a grader's program.
     pub(crate) grader_time: Duration,
     pub(crate) grader_memory_mb: u64,
@@ -80,9 +82,21 @@ struct Config {
     grader_s: Option<u32>,
     grader_memory_mb: Option<u32>,
     #[serde(default)]
+    webhooks: Vec<WebhookSettings>,
+    #[serde(default)]
     providers: BTreeMap<String, ConfigProvider>,
     #[serde(default)]
     model: Vec<ConfigModel>,
+}
+
+/// `[[webhooks]]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WebhookSettings {
+    /// Where to post.
+    pub(crate) url: String,
+    /// The variable of the environment that holds the secret.
+    pub(crate) secret_env: String,
 }
 
 /// `[[model]]`
@@ -104,7 +118,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, grader_s, grader_memory_mb, [[model]] tables of model, id, aliases, and [providers.NAME] tables of base_url, key_env, models, concurrency, retries, timeout_s, prices",
+                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, grader_s, grader_memory_mb, [[model]] tables of model, id, aliases, [[webhooks]] tables of url, secret_env, and [providers.NAME] tables of base_url, key_env, models, concurrency, retries, timeout_s, prices",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -203,6 +217,7 @@ impl ServeSettings {
                 .into_iter()
                 .map(|(name, provider)| provider.settings(name))
                 .collect::<anyhow::Result<_>>()?,
+            webhooks: config.webhooks,
             // As long, and as much, as OpenAI gives a grader.
             grader_time: Duration::from_secs(config.grader_s.unwrap_or(120).max(1).into()),
             grader_memory_mb: config.grader_memory_mb.unwrap_or(2048).max(64).into(),

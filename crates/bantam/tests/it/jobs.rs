@@ -13,7 +13,7 @@ use crate::support::{Server, World, report};
 /// How long anything here may take on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-fn world() -> World {
+pub(crate) fn world() -> World {
     let world = World::empty();
     tiny::write_model(&world.at("model"), 0);
     tiny::write_rows(&world.at("train.jsonl"), 300, 1);
@@ -26,7 +26,7 @@ fn start(world: &World) -> Server {
 }
 
 /// Status and body of an answer.
-fn call(server: &Server, what: &str, kind: &str, body: &[u8]) -> (u16, Value) {
+pub(crate) fn call(server: &Server, what: &str, kind: &str, body: &[u8]) -> (u16, Value) {
     let mut stream = TcpStream::connect(&server.address).unwrap();
     let head = format!(
         "{what} HTTP/1.1\r\nhost: {}\r\ncontent-type: {kind}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
@@ -42,13 +42,13 @@ fn call(server: &Server, what: &str, kind: &str, body: &[u8]) -> (u16, Value) {
     (status, serde_json::from_str(body).unwrap_or(json!(body)))
 }
 
-fn get(server: &Server, path: &str) -> Value {
+pub(crate) fn get(server: &Server, path: &str) -> Value {
     let (status, body) = call(server, &format!("GET {path}"), "application/json", b"");
     assert_eq!(status, 200, "{body}");
     body
 }
 
-fn post(server: &Server, path: &str, body: &Value) -> (u16, Value) {
+pub(crate) fn post(server: &Server, path: &str, body: &Value) -> (u16, Value) {
     let body = body.to_string();
     call(
         server,
@@ -73,13 +73,13 @@ fn upload(server: &Server, bytes: &[u8]) -> (u16, Value) {
     )
 }
 
-fn file(server: &Server, world: &World, name: &str) -> String {
+pub(crate) fn file(server: &Server, world: &World, name: &str) -> String {
     let (status, body) = upload(server, &std::fs::read(world.at(name)).unwrap());
     assert_eq!(status, 200, "{body}");
     body["id"].as_str().unwrap().to_string()
 }
 
-fn create(server: &Server, body: &Value) -> String {
+pub(crate) fn create(server: &Server, body: &Value) -> String {
     let (status, job) = post(server, "/v1/fine_tuning/jobs", body);
     assert_eq!(status, 200, "{job}");
     assert_eq!(job["status"], "validating_files");
@@ -87,7 +87,7 @@ fn create(server: &Server, body: &Value) -> String {
 }
 
 /// Waits until a job is as `is` wants it.
-fn until(server: &Server, id: &str, is: impl Fn(&Value) -> bool) -> Value {
+pub(crate) fn until(server: &Server, id: &str, is: impl Fn(&Value) -> bool) -> Value {
     let began = Instant::now();
     loop {
         let job = get(server, &format!("/v1/fine_tuning/jobs/{id}"));

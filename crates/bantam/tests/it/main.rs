@@ -6,6 +6,12 @@ mod answer;
 mod cli;
 mod embed;
 #[cfg(target_os = "linux")]
+mod evals;
+#[cfg(target_os = "linux")]
+mod hooks;
+#[cfg(target_os = "linux")]
 mod jobs;
+#[cfg(target_os = "linux")]
+mod jobs_command;
 mod support;
 mod train;

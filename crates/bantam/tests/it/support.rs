@@ -168,7 +168,13 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it on a free port, and waits until it serves.
     pub(crate) fn start(world: &World, arguments: &[&str]) -> Self {
+        Self::start_with(world, arguments, &[])
+    }
+
+    /// The same, with more in its environment.
+    pub(crate) fn start_with(world: &World, arguments: &[&str], env: &[(&str, &str)]) -> Self {
         let mut command = world.command(&[&["serve", "--port", "0"], arguments].concat());
+        command.envs(env.iter().copied());
         let mut process = Guard(
             command
                 .stderr(Stdio::piped())

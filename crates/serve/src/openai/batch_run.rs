@@ -131,9 +131,7 @@ impl Work {
     }
 
     async fn keep(&self) -> Result<(), ApiError> {
-        let batch = self.batch.clone();
-        self.app.store(move |store| store.update(&batch)).await?;
-        Ok(())
+        self.app.keep(&self.batch).await.map(drop)
     }
 
     async fn fail(&mut self, faults: Vec<Value>) -> Result<(), ApiError> {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use bantam_engine::{EmbedError, shorten};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::fields::Fields;
@@ -101,7 +103,7 @@ pub(crate) async fn answer(
     let show = |(index, vector): (usize, Vec<f32>)| {
         let embedding = if as_base64 {
             let bytes: Vec<u8> = vector.iter().flat_map(|x| x.to_le_bytes()).collect();
-            json!(base64(&bytes))
+            json!(STANDARD.encode(bytes))
         } else {
             json!(vector)
         };
@@ -138,41 +140,4 @@ pub(crate) async fn vectors(
             .collect()
     };
     Ok([vector(0), vector(1)])
-}
-
-/// Standard base64, with padding.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let byte = |i: usize| u32::from(three.get(i).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for i in 0..4 {
-            if i <= three.len() {
-                out.push(char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63]));
-            } else {
-                out.push('=');
-            }
-        }
-    }
-    out
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_the_standards() {
-        for (text, want) in [
-            ("", ""),
-            ("f", "Zg=="),
-            ("fo", "Zm8="),
-            ("foo", "Zm9v"),
-            ("foob", "Zm9vYg=="),
-            ("\u{ff}\u{fe}", "w7/Dvg=="),
-        ] {
-            assert_eq!(base64(text.as_bytes()), want);
-        }
-    }
 }

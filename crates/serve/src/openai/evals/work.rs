@@ -124,9 +124,7 @@ impl Work {
     }
 
     async fn keep(&self) -> Result<(), ApiError> {
-        let run = self.run.clone();
-        self.app.store(move |store| store.update(&run)).await?;
-        Ok(())
+        self.app.keep(&self.run).await.map(drop)
     }
 
     async fn fail(&mut self, error: &ApiError) -> Result<(), ApiError> {

@@ -170,8 +170,7 @@ async fn change(
     }
     run::enter(&mut job, to);
     run::note(&mut job, "info", format!("the job was {word}"));
-    let kept = job.clone();
-    app.store(move |store| store.update(&kept)).await?;
+    app.keep(&job).await?;
     app.jobs.stop(id, stop);
     app.jobs.wake.notify_one();
     Ok(Json(job.body))

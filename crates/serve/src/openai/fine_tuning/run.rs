@@ -182,8 +182,7 @@ async fn update(
         return Ok(None);
     }
     change(&mut job);
-    let kept = job.clone();
-    app.store(move |store| store.update(&kept)).await?;
+    app.keep(&job).await?;
     Ok(Some(job))
 }
 
