@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Keys(KeysCommand),
     /// The fine-tuning jobs of a running server: make, list, follow, cancel, pause, resume
     Jobs(JobsArgs),
+    /// The evals of a running server: take over those of promptfoo and OpenAI
+    Evals(EvalsArgs),
     /// Merge a trained run into its base, as one model for other programs
     Export(ExportArgs),
     /// Measure how fast a model answers on this machine, beside what the machine could do
@@ -428,6 +430,15 @@ pub(crate) struct EmbedArgs {
 /// `bantam jobs`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub(crate) struct JobsArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArg,
+    #[command(subcommand)]
+    pub(crate) command: JobsCommand,
+}
+
+/// A running server.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct ServerArg {
     /// The server's API
     #[arg(
         long,
@@ -446,8 +457,44 @@ pub(crate) struct JobsArgs {
         global = true
     )]
     pub(crate) api_key: Option<String>,
+}
+
+/// `bantam evals`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct EvalsArgs {
+    #[command(flatten)]
+    pub(crate) server: ServerArg,
     #[command(subcommand)]
-    pub(crate) command: JobsCommand,
+    pub(crate) command: EvalsCommand,
+}
+
+/// What is to be done with evals.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum EvalsCommand {
+    /// Make the evals of a promptfoo configuration, or of what OpenAI's Evals API gave
+    Import(EvalsImportArgs),
+}
+
+/// `bantam evals import`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub(crate) struct EvalsImportArgs {
+    /// promptfooconfig.yaml, or objects of OpenAI's Evals API as JSON or a line each
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// The model that is judged, in place of promptfoo's providers
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: Option<String>,
+    /// The model that judges where an assertion needs one
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) judge: Option<String>,
+    /// Import what is left where something is not known here
+    #[arg(long)]
+    pub(crate) skip_unsupported: bool,
+    /// Start the runs: promptfoo's prompts and providers, or OpenAI's answers judged again
+    #[arg(long)]
+    pub(crate) run: bool,
+    #[command(flatten)]
+    pub(crate) json: JsonArg,
 }
 
 /// What is to be done with jobs.

@@ -5,11 +5,13 @@
 mod args;
 mod cache;
 mod catalogue;
+mod client;
 mod commands;
 mod courier;
 mod demo;
 mod error;
 mod fetch;
+mod import;
 mod interrupt;
 mod jobs;
 mod loader;

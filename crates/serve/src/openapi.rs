@@ -88,11 +88,12 @@ fn schemas() -> Value {
         "guided_regex": text, "guided_choice": {"type": ["array", "null"], "items": {"type": "string"}, "minItems": 1},
         "response_format": object,
     });
+    let of_evals = schemas_of_evals(&metadata, &object, &text);
     let mut for_chat = sampling();
     for_chat.extend(fields(guided.clone()));
     let mut for_completions = sampling();
     for_completions.extend(fields(guided));
-    json!({
+    let mut all = json!({
         "Error": {
             "type": "object", "required": ["error"],
             "properties": {"error": {
@@ -125,28 +126,6 @@ fn schemas() -> Value {
             "suffix": {"type": ["string", "null"], "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
             "seed": {"type": ["integer", "null"]}, "metadata": metadata, "hyperparameters": object, "method": object,
             "integrations": {"type": ["array", "null"], "maxItems": 0},
-        }), Map::new()),
-        "Eval": answer(&["id", "object", "name", "created_at", "data_source_config", "testing_criteria"], "eval"),
-        "EvalRequest": request(&["data_source_config", "testing_criteria"], json!({
-            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
-            "data_source_config": {"type": "object", "required": ["type"]},
-            "testing_criteria": {"type": "array", "minItems": 1, "maxItems": 50, "items": {"type": "object", "required": ["type", "name"]}},
-        }), Map::new()),
-        "EvalUpdate": request(&[], json!({
-            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
-        }), Map::new()),
-        "EvalDeleted": {
-            "type": "object", "required": ["object", "deleted"],
-            "properties": {"object": {"type": "string"}, "deleted": {"const": true}},
-        },
-        "EvalRun": answer(&["id", "object", "eval_id", "status", "created_at", "result_counts", "data_source"], "eval.run"),
-        "EvalRunRequest": request(&["data_source"], json!({
-            "name": text, "metadata": metadata, "data_source": {"type": "object", "required": ["type", "source"]},
-        }), Map::new()),
-        "OutputItem": answer(&["id", "object", "run_id", "eval_id", "status", "datasource_item", "results"], "eval.run.output_item"),
-        "GraderRequest": request(&["grader"], json!({"grader": {"type": "object", "required": ["type"]}}), Map::new()),
-        "GraderRunRequest": request(&["grader", "model_sample"], json!({
-            "grader": {"type": "object", "required": ["type"]}, "model_sample": {"type": "string"}, "item": object,
         }), Map::new()),
         "ChatRequest": request(&["model", "messages"], json!({
             "model": {"type": "string"},
@@ -218,7 +197,38 @@ fn schemas() -> Value {
         "DetokenizeRequest": request(&["tokens"], json!({
             "model": text, "tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}},
         }), Map::new()),
-    })
+    });
+    for (name, schema) in of_evals {
+        all[name] = schema;
+    }
+    all
+}
+
+fn schemas_of_evals(metadata: &Value, object: &Value, text: &Value) -> Map<String, Value> {
+    fields(json!({
+        "Eval": answer(&["id", "object", "name", "created_at", "data_source_config", "testing_criteria"], "eval"),
+        "EvalRequest": request(&["data_source_config", "testing_criteria"], json!({
+            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
+            "data_source_config": {"type": "object", "required": ["type"]},
+            "testing_criteria": {"type": "array", "minItems": 1, "maxItems": 50, "items": {"type": "object", "required": ["type", "name"]}},
+        }), Map::new()),
+        "EvalUpdate": request(&[], json!({
+            "name": {"type": ["string", "null"], "maxLength": 256}, "metadata": metadata,
+        }), Map::new()),
+        "EvalDeleted": {
+            "type": "object", "required": ["object", "deleted"],
+            "properties": {"object": {"type": "string"}, "deleted": {"const": true}},
+        },
+        "EvalRun": answer(&["id", "object", "eval_id", "status", "created_at", "result_counts", "data_source"], "eval.run"),
+        "EvalRunRequest": request(&["data_source"], json!({
+            "name": text, "metadata": metadata, "data_source": {"type": "object", "required": ["type", "source"]},
+        }), Map::new()),
+        "OutputItem": answer(&["id", "object", "run_id", "eval_id", "status", "datasource_item", "results"], "eval.run.output_item"),
+        "GraderRequest": request(&["grader"], json!({"grader": {"type": "object", "required": ["type"]}}), Map::new()),
+        "GraderRunRequest": request(&["grader", "model_sample"], json!({
+            "grader": {"type": "object", "required": ["type"]}, "model_sample": {"type": "string"}, "item": object,
+        }), Map::new()),
+    }))
 }
 
 fn answer(required: &[&str], object: &str) -> Value {

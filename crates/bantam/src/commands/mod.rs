@@ -5,6 +5,7 @@ mod chat;
 mod doctor;
 mod embed;
 mod eval;
+mod evals;
 mod export;
 mod inspect;
 mod jobs;
@@ -76,6 +77,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Embed(settings) => embed::run(context, &settings),
         Action::Keys(command) => keys::run(context, command),
         Action::Jobs(args) => jobs::run(context, args),
+        Action::Evals(args) => evals::run(context, args),
         Action::Export(settings) => export::run(context, &settings),
         Action::Bench(settings) => bench::run(context, &settings),
         Action::Inspect(settings) => inspect::run(context, &settings),

@@ -12,8 +12,8 @@ use bantam_formats::DType;
 use bantam_lab::export::MergeFormat;
 
 use crate::args::{
-    Command, DemoArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, JobsArgs, KeysCommand,
-    PullArgs, ThreadsArg,
+    Command, DemoArgs, EvalsArgs, ExportArgs, ExportType, GlobalArgs, InspectArgs, JobsArgs,
+    KeysCommand, PullArgs, ThreadsArg,
 };
 use crate::error::advise;
 
@@ -193,6 +193,8 @@ pub(crate) enum Action {
     Keys(KeysCommand),
     /// `bantam jobs`
     Jobs(JobsArgs),
+    /// `bantam evals`
+    Evals(EvalsArgs),
     /// `bantam embed`
     Embed(EmbedSettings),
     /// `bantam export`
@@ -351,6 +353,7 @@ impl Action {
             Command::Serve(args) => Self::Serve(Box::new(ServeSettings::resolve(args)?)),
             Command::Keys(command) => Self::Keys(command),
             Command::Jobs(args) => Self::Jobs(args),
+            Command::Evals(args) => Self::Evals(args),
             Command::Embed(args) => Self::Embed(EmbedSettings::resolve(args)?),
         })
     }

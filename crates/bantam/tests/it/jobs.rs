@@ -153,26 +153,32 @@ fn killed_jobs_and_servers_go_on_to_the_same_bytes() {
                "hyperparameters": {"n_epochs": 8, "batch_size": 2}})
     };
     let jobs: Vec<String> = (1..=3).map(|seed| create(&server, &ask(seed))).collect();
-    // The worker of the first job, twice; then the server and, with it, the worker of whichever runs.
-    for _ in 0..2 {
-        until(&server, &jobs[0], |job| job["status"] == "running");
-        let pid = loop {
+    // Ten times, at moments that are random and the same each time: the worker, or the server and its worker with it.
+    let mut random: u64 = 7;
+    for kill in 0..10 {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        std::thread::sleep(Duration::from_millis(100 + (random >> 33) % 600));
+        if kill % 2 == 0 {
             if let Some(pid) = worker(&server) {
-                break pid;
+                let _ = kill_process(pid, Signal::KILL);
             }
-        };
-        std::thread::sleep(Duration::from_millis(150));
-        let _ = kill_process(pid, Signal::KILL);
-    }
-    for _ in 0..3 {
-        std::thread::sleep(Duration::from_millis(400));
-        server.signal(Signal::KILL);
-        server.process.0.wait().unwrap();
-        server = start(&world);
+        } else {
+            server.signal(Signal::KILL);
+            server.process.0.wait().unwrap();
+            server = start(&world);
+        }
     }
     for id in &jobs {
         let job = until(&server, id, |job| job["status"] == "succeeded");
-        let told = steps(&events(&server, id));
+        let all = events(&server, id);
+        let names: std::collections::HashSet<&str> = all
+            .iter()
+            .filter_map(|event| event["id"].as_str())
+            .collect();
+        assert_eq!(names.len(), all.len(), "no event is told twice");
+        let told = steps(&all);
         assert_eq!(
             told,
             (1..=1200).collect::<Vec<u64>>(),

@@ -103,3 +103,69 @@ fn jobs_are_made_followed_and_listed() {
     }
     server.stop();
 }
+
+#[test]
+fn evals_of_promptfoo_and_openai_are_taken_over() {
+    let world = world();
+    let server = Server::start(&world, &["--model", "./model"]);
+    let url = format!("http://{}/v1", server.address);
+    let import =
+        |arguments: &[&str]| world.run(&[&["evals", "--url", &url, "import"], arguments].concat());
+    let config = "prompts: ['Name: {{ text }}']\nproviders: [openai:gpt-4o-mini]\ntests:\n\
+        - {vars: {text: rain}, assert: [{type: not-contains, value: '{{text}}'}, {type: javascript, value: '1'}]}\n\
+        - {vars: {text: cake}, assert: [{type: not-contains, value: cake}]}\n";
+    std::fs::write(world.at("promptfooconfig.yaml"), config).unwrap();
+    let refused = import(&["promptfooconfig.yaml"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        said(&refused).contains("tests[0].assert[1]: `javascript`"),
+        "{}",
+        said(&refused)
+    );
+    let flags = ["--model", "model", "--skip-unsupported", "--run", "--json"];
+    let made = report(&import(&[&["promptfooconfig.yaml"], &flags[..]].concat()));
+    let eval = &made["evals"][0];
+    assert_eq!(
+        (&eval["rows"], &eval["graders"]),
+        (&json!(2), &json!(1)),
+        "{made}"
+    );
+    let done = |eval: &str, run: &str| loop {
+        let run = get(&server, &format!("/v1/evals/{eval}/runs/{run}"));
+        if run["status"] == "completed" {
+            return run;
+        }
+        assert_ne!(run["status"], "failed", "{run}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    };
+    let run = done(
+        eval["id"].as_str().unwrap(),
+        eval["runs"][0].as_str().unwrap(),
+    );
+    assert_eq!(run["result_counts"]["errored"], 0, "{run}");
+    assert_eq!(run["result_counts"]["total"], 2);
+
+    // What this server gives is what OpenAI's gave: an eval, its runs and items.
+    let id = eval["id"].as_str().unwrap();
+    let items = get(
+        &server,
+        &format!(
+            "/v1/evals/{id}/runs/{}/output_items",
+            run["id"].as_str().unwrap()
+        ),
+    );
+    let whole =
+        json!({"eval": get(&server, &format!("/v1/evals/{id}")), "runs": [run], "items": items});
+    std::fs::write(world.at("export.json"), whole.to_string()).unwrap();
+    let again = report(&import(&["export.json", "--run", "--json"]));
+    let eval = &again["evals"][0];
+    let judged = done(
+        eval["id"].as_str().unwrap(),
+        eval["runs"][0].as_str().unwrap(),
+    );
+    assert_eq!(
+        judged["result_counts"], whole["runs"][0]["result_counts"],
+        "{judged}"
+    );
+    server.stop();
+}
