@@ -23,7 +23,9 @@ mod guard;
 mod looper;
 mod lora;
 mod memory;
+mod objective;
 mod plan;
+pub mod preference;
 pub mod rng;
 mod run_dir;
 pub mod schedule;
@@ -35,13 +37,14 @@ mod toy;
 mod tree;
 
 pub use bantam_model::{LossReport, PackedBatch, Segment, Target};
-pub use batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
+pub use batch::{BatchOrder, TrainRow, Verdict, epoch_batches, rows_sha256};
 pub use error::TrainError;
 pub use estimate::{Estimate, estimate};
 pub use full::FullTrainer;
 pub use lora::{LoraTrainer, initial_lora};
 pub use memory::Memory;
 pub use plan::{PlanInput, TrainPlan};
+pub use preference::PreferenceStats;
 pub use tree::{micro_batches, pack};
 
 /// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
@@ -71,6 +74,13 @@ pub trait Trainable {
 
     /// Loss of a batch.
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError>;
+
+    /// The unweighted loss of each target of a batch, in their order: minus the log-probability of its token.
+    fn target_losses(
+        &mut self,
+        batch: &PackedBatch,
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError>;
 
     /// What the parameters become on disk.
     fn form(&self) -> Form<'_>;
@@ -161,6 +171,9 @@ pub struct TrainResult {
     pub last_loss: f64,
     /// Best validation loss, if there was validation: the one of the adapter.
     pub valid_loss: Option<f64>,
+    /// How well answers were told apart in that validation, if preferences were learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_preference: Option<PreferenceStats>,
     /// Rows that were left out because the model makes no sense of them, as `file:line`.
     #[serde(default)]
     pub dropped: Vec<String>,

@@ -46,6 +46,12 @@ impl<R: Real> TrainWorkspace<R> {
             ..Self::default()
         }
     }
+
+    /// The loss of every target of the last batch, in nats and without its weight, in the order of
+    /// [`PackedBatch::targets`]: minus the log-probability of its token.
+    pub fn target_losses(&self) -> &[f64] {
+        &self.head.of_target
+    }
 }
 
 /// The rows that the loss reads.
@@ -140,6 +146,7 @@ impl<R: Real> Model<R> {
     ) -> LossReport {
         let forest = batch.forest(self.config.vocab);
         if batch.targets.is_empty() {
+            work.head.of_target.clear();
             return LossReport::default();
         }
         let TrainWorkspace {
