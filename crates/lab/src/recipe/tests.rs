@@ -215,14 +215,14 @@ fn preferences_have_the_defaults_of_their_papers_and_no_setting_of_another_metho
     };
     assert_eq!(simpo.settings.preference, Some(expected));
     let words = |text: &str| settings(text).unwrap_err().to_string();
-    insta::assert_snapshot!(words("method = \"orpo\"\n[preference]\nbeta = 0.1"), @"");
-    insta::assert_snapshot!(words("[preference]\nbeta = 0.1"), @"");
-    insta::assert_snapshot!(words("method = \"dpo\"\n[preference]\nbeta = 0"), @"");
-    insta::assert_snapshot!(words("method = \"kto\"\n[preference]\ndesirable_weight = -1"), @"");
+    insta::assert_snapshot!(words("method = \"orpo\"\n[preference]\nbeta = 0.1"), @r#"`preference.beta` is no setting of `method = "orpo"`, which has `preference.lambda`; leave it out"#);
+    insta::assert_snapshot!(words("[preference]\nbeta = 0.1"), @r#"`preference.beta` is no setting of `method = "sft"`, which learns no preferences; leave it out"#);
+    insta::assert_snapshot!(words("method = \"dpo\"\n[preference]\nbeta = 0"), @"`preference.beta` must be above 0");
+    insta::assert_snapshot!(words("method = \"kto\"\n[preference]\ndesirable_weight = -1"), @"`preference.desirable_weight` must be 0 or more");
     let error = parse("method = \"ppo\"").unwrap_err();
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @"recipe.toml: method: unknown variant `ppo`, expected one of `sft`, `full`, `dpo`, `orpo`, `kto`, `simpo`");
     let error = parse("[preference]\nbeat = 1.0").unwrap_err();
-    insta::assert_snapshot!(error, @"");
+    insta::assert_snapshot!(error, @"recipe.toml: preference.beat: unknown field `beat`, expected one of `beta`, `gamma`, `lambda`, `desirable_weight`, `undesirable_weight`");
 }
 
 #[test]

@@ -198,7 +198,7 @@ pub fn kto_kl(gains: &[f64]) -> f64 {
 /// Math:     z = +-beta (policy - reference - kl), plus where desirable;  loss = weight (1 - sigmoid(z))
 /// Numerics: in f64 inside, between 0 and `weight` for every finite input
 /// Errors:   none; what is no number stays none
-/// Source:   Ethayarajh et al. 2024, arXiv:2402.01306, eq. 8
+/// Source:   Ethayarajh et al. 2024, arXiv:2402.01306, section 4.1, L_KTO
 pub fn kto<R: Real>(policy: R, reference: R, how: &Kto) -> R {
     let z = how.margin(policy.to_f64(), reference.to_f64());
     R::from_f64(how.weight * sigmoid(-z))
@@ -341,5 +341,110 @@ mod tests {
         );
         let equal = dpo(near, near, 0.1);
         assert_eq!(equal, std::f64::consts::LN_2);
+    }
+
+    /// Losses and derivatives from TRL's trainers; `make_preference.py` beside the file made it.
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        policy: [Vec<f64>; 2],
+        reference: [Vec<f64>; 2],
+        mismatched: [Vec<f64>; 2],
+        tokens: [Vec<f64>; 2],
+        dpo: Vec<Pairs>,
+        kto: Vec<Batch>,
+        simpo: Vec<Pairs>,
+        orpo: Vec<Pairs>,
+    }
+
+    /// Of every pair: the loss, and its derivatives by the log-probabilities of the two.
+    #[derive(serde::Deserialize)]
+    struct Pairs {
+        #[serde(default)]
+        beta: f64,
+        #[serde(default)]
+        gamma: f64,
+        #[serde(default)]
+        lambda: f64,
+        rows: Vec<[f64; 3]>,
+    }
+
+    /// The mean loss of all answers, the first half desirable.
+    #[derive(serde::Deserialize)]
+    struct Batch {
+        beta: f64,
+        weights: [f64; 2],
+        loss: f64,
+        kl: f64,
+        grads: Vec<f64>,
+    }
+
+    fn close(ours: f64, trl: f64) {
+        let error = (ours - trl).abs();
+        assert!(error <= 1e-6 * trl.abs().max(1.0), "{ours} {trl}");
+    }
+
+    #[test]
+    fn losses_are_those_of_trl() {
+        let text = include_str!("../../../../testkit/goldens/preference/losses.json");
+        let golden: Golden = serde_json::from_str(text).unwrap();
+        let pair = |[chosen, rejected]: &[Vec<f64>; 2], i: usize| Pair {
+            chosen: chosen[i],
+            rejected: rejected[i],
+        };
+        let n = golden.policy[0].len();
+        for i in 0..n {
+            let (policy, reference) = (pair(&golden.policy, i), pair(&golden.reference, i));
+            let tokens = pair(&golden.tokens, i);
+            let mean = Pair {
+                chosen: policy.chosen / tokens.chosen,
+                rejected: policy.rejected / tokens.rejected,
+            };
+            let compare = |loss: f64, d: Pair<f64>, [trl, d_chosen, d_rejected]: [f64; 3]| {
+                close(loss, trl);
+                close(d.chosen, d_chosen);
+                close(d.rejected, d_rejected);
+            };
+            for Pairs { beta, rows, .. } in &golden.dpo {
+                let mut d = Pair::default();
+                dpo_backward(&mut d, policy, reference, *beta);
+                compare(dpo(policy, reference, *beta), d, rows[i]);
+            }
+            for Pairs {
+                beta, gamma, rows, ..
+            } in &golden.simpo
+            {
+                let mut d = Pair::default();
+                simpo_backward(&mut d, mean, *beta, *gamma);
+                compare(simpo(mean, *beta, *gamma), d, rows[i]);
+            }
+            for Pairs { lambda, rows, .. } in &golden.orpo {
+                let mut d = Pair::default();
+                orpo_backward(&mut d, mean, *lambda);
+                compare(orpo(mean, *lambda), d, rows[i]);
+            }
+        }
+        let [moved, begun] = &golden.mismatched;
+        let gains: Vec<f64> = moved.iter().zip(begun).map(|(a, b)| a - b).collect();
+        for batch in &golden.kto {
+            let kl = kto_kl(&gains);
+            close(kl, batch.kl);
+            let mut sum = 0.0;
+            for side in 0..2 {
+                let how = Kto {
+                    beta: batch.beta,
+                    weight: batch.weights[side],
+                    desirable: side == 0,
+                    kl,
+                };
+                for i in 0..n {
+                    let (policy, reference) = (golden.policy[side][i], golden.reference[side][i]);
+                    sum += kto(policy, reference, &how);
+                    let mut d = 0.0;
+                    kto_backward(&mut d, policy, reference, &how);
+                    close(d / (2 * n) as f64, batch.grads[side * n + i]);
+                }
+            }
+            close(sum / (2 * n) as f64, batch.loss);
+        }
     }
 }

