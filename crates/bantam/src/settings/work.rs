@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use bantam_lab::eval::Metric;
-use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
+use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, PreferenceRecipe, Recipe};
 use bantam_model::Weights;
 
 use super::{count, threads};
@@ -75,6 +75,10 @@ impl TrainSettings {
                 alpha: args.alpha,
                 targets: None,
                 init: args.init_adapter,
+            },
+            preference: PreferenceRecipe {
+                beta: args.beta,
+                ..PreferenceRecipe::default()
             },
             optim: OptimRecipe {
                 lr: args.lr,
