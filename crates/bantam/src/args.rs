@@ -283,6 +283,8 @@ pub(crate) enum MetricArg {
     RougeL,
     /// How well the model predicts a plain text, in windows of 512 tokens
     Perplexity,
+    /// How often the preferred answer of a pair is the likelier one; of a run, beside its base
+    Preference,
 }
 
 /// `bantam eval`

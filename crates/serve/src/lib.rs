@@ -66,4 +66,6 @@ pub use models::{ADAPTER_BYTES, Models};
 pub use openai::{CheckLine, CheckRows};
 pub use served::{LoadedAdapter, ServedAdapter, ServedEmbedder, ServedModel};
 pub use server::{Server, run};
-pub use training::{Chosen, Ended, Trainer, TrainingConfig, TrainingEvent, TrainingJob};
+pub use training::{
+    Chosen, Ended, Trainer, TrainingConfig, TrainingEvent, TrainingJob, TrainingMethod,
+};

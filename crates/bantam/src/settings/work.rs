@@ -176,7 +176,7 @@ pub(crate) enum SystemChoice {
 }
 
 impl SystemChoice {
-    fn new(arg: Option<String>) -> Self {
+    pub(super) fn new(arg: Option<String>) -> Self {
         arg.map_or(Self::OfTheRun, Self::Given)
     }
 
@@ -269,8 +269,8 @@ impl EvalSettings {
             MetricArg::Json => Some(Metric::Json),
             MetricArg::Label => Some(Metric::Label),
             MetricArg::RougeL => Some(Metric::RougeL),
-            // Has settings of its own.
-            MetricArg::Perplexity => None,
+            // Have settings of their own.
+            MetricArg::Perplexity | MetricArg::Preference => None,
         });
         Self {
             model: args.model,

@@ -267,7 +267,7 @@ impl RowProblem {
             RowProblem::UnknownShape { fields }
                 if fields.contains("`chosen`") || fields.contains("preferred_") =>
             {
-                Some("these are preferences: train on them with `method = \"dpo\"`, `orpo`, `simpo` or `kto`".into())
+                Some("these are preferences: train on them with `method = \"dpo\"`, `orpo`, `simpo` or `kto`, and judge with the metric `preference`".into())
             }
             RowProblem::UnknownShape { .. } => {
                 Some("use `messages`, or `prompt` and `completion`, or `text` and `label`".into())

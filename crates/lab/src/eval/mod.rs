@@ -13,6 +13,7 @@
 mod calibration;
 mod json;
 mod label;
+pub mod preference;
 mod rouge;
 
 use std::fmt;

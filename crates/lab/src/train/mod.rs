@@ -45,7 +45,7 @@ pub use lora::{LoraTrainer, initial_lora};
 pub use memory::Memory;
 pub use plan::{PlanInput, TrainPlan};
 pub use preference::PreferenceStats;
-pub use tree::{micro_batches, pack};
+pub use tree::{micro_batches, pack, pack_owned};
 
 /// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
 ///

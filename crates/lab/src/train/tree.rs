@@ -30,6 +30,11 @@ pub fn pack(rows: &[TrainRow], batch: &[usize], share_prefixes: bool) -> PackedB
     pack_weighted(rows, batch, share_prefixes, &|_| 1.0).0
 }
 
+/// As [`pack`] with shared beginnings; and of every target, the row it is of.
+pub fn pack_owned(rows: &[TrainRow], batch: &[usize]) -> (PackedBatch, Vec<usize>) {
+    pack_weighted(rows, batch, true, &|_| 1.0)
+}
+
 /// As [`pack`], each row's targets with that row's weight; and of every target, the row it is of.
 pub(crate) fn pack_weighted(
     rows: &[TrainRow],
