@@ -133,6 +133,25 @@ impl Trainable for LoraTrainer<'_> {
         Ok(())
     }
 
+    fn weighed_loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        grads: &mut [f32],
+    ) -> Result<(), TrainError> {
+        self.model.weighed_loss_and_grads(
+            &self.lora,
+            batch,
+            scale,
+            weigh,
+            grads,
+            &mut self.work,
+            &self.compute,
+        );
+        Ok(())
+    }
+
     fn form(&self) -> Form<'_> {
         Form::Adapter(self)
     }

@@ -82,6 +82,23 @@ pub trait Trainable {
         losses: &mut Vec<f64>,
     ) -> Result<(), TrainError>;
 
+    /// As [`Trainable::loss_and_grads`] where `weigh` makes the targets' weights from their losses.
+    fn weighed_loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        grads: &mut [f32],
+    ) -> Result<(), TrainError> {
+        let mut losses = Vec::new();
+        self.target_losses(batch, &mut losses)?;
+        let mut weighed = batch.clone();
+        let targets = weighed.targets.iter_mut().zip(weigh(&losses));
+        targets.for_each(|(target, weight)| target.weight = weight);
+        self.loss_and_grads(&weighed, scale, grads)?;
+        Ok(())
+    }
+
     /// What the parameters become on disk.
     fn form(&self) -> Form<'_>;
 }

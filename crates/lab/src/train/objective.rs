@@ -2,7 +2,10 @@
 //!
 //! Answers that are taught have a mean over their tokens. Preferences have a loss that is no sum over tokens
 //! ([`super::preference`]): a first pass gives the log-probability of each answer, the loss gives each answer a factor,
-//! and a second pass adds up the gradient with that factor as the weight of the answer's tokens.
+//! and a second pass adds up the gradient with that factor as the weight of the answer's tokens. Where one pass holds the
+//! whole batch, its way forward is not repeated: the same numbers from fewer sums.
+
+use std::collections::BTreeMap;
 
 use super::batch::{mean_loss, rows_of};
 use super::preference::{PreferenceStats, Scored, judge};
@@ -117,14 +120,18 @@ impl<'a> Objective<'a> {
                 preference: None,
             });
         };
+        let which = rows_of(examples, settings.rows_per_example());
+        let passes = micro_batches(rows, &which, cap, share);
+        // KTO's mismatched answers only score, and would go all the way back for nothing.
+        let is_kto = matches!(preference, PreferenceSettings::Kto { .. });
+        if let ([whole], false) = (&passes[..], is_kto) {
+            return self.gradient_in_one(model, params, (examples, &which, whole), grads);
+        }
         let scored = self.score(model, params, Side::Train, examples, &preference)?;
         let (stats, factors) = judge(&preference, &scored);
         let mut weights = vec![0f32; rows.len()];
         let mut pulled = Vec::new();
-        for (row, factor) in rows_of(examples, settings.rows_per_example())
-            .into_iter()
-            .zip(factors)
-        {
+        for (&row, factor) in which.iter().zip(factors) {
             // The model's loss is minus the log-probability, hence the sign.
             weights[row] = -factor as f32;
             if weights[row] != 0.0 {
@@ -146,6 +153,40 @@ impl<'a> Objective<'a> {
         })
     }
 
+    /// The same where one pass holds all rows: it need not be made twice.
+    fn gradient_in_one<T: Trainable + ?Sized>(
+        &mut self,
+        model: &mut T,
+        params: &[f32],
+        (examples, which, pass): (&[usize], &[usize], &[usize]),
+        grads: &mut [f32],
+    ) -> Result<BatchLoss, TrainError> {
+        let (settings, rows) = (&self.plan.settings, &self.plan.train);
+        let Some(preference) = settings.preference else {
+            return Ok(BatchLoss::default());
+        };
+        if preference.has_reference() {
+            self.refer(model, params, Side::Train, examples)?;
+        }
+        let (packed, owners) = pack_weighted(rows, pass, settings.share_prefixes, &|_| 1.0);
+        let mut found = None;
+        let mut weigh = |losses: &[f64]| {
+            let sums = sums(which, owners.iter().zip(losses));
+            let (stats, factors) = judge(&preference, &self.scored(Side::Train, which, &sums));
+            let of_row: BTreeMap<usize, f64> = which.iter().copied().zip(factors).collect();
+            found = Some(stats);
+            owners.iter().map(|row| -of_row[row] as f32).collect()
+        };
+        model.weighed_loss_and_grads(&packed, 1.0 / examples.len() as f64, &mut weigh, grads)?;
+        // A batch without a single target has no loss.
+        let (loss, shown) = found.map_or((f64::NAN, None), |of| (of.loss, Some(of.shown)));
+        Ok(BatchLoss {
+            loss,
+            computed: packed.tokens.len() as u64,
+            preference: shown,
+        })
+    }
+
     /// The log-probabilities of the rows of some examples, two an example.
     fn score<T: Trainable + ?Sized>(
         &mut self,
@@ -161,17 +202,23 @@ impl<'a> Objective<'a> {
         }
         let which = rows_of(examples, settings.rows_per_example());
         let sums = log_probs(model, rows, &which, settings)?;
+        Ok(self.scored(side, &which, &sums))
+    }
+
+    /// Rows with their log-probabilities under the policy, `sums`, and under the reference.
+    fn scored(&self, side: Side, which: &[usize], sums: &[f64]) -> Vec<Scored> {
+        let rows = self.rows(side);
         let reference = self.reference.as_ref().map(|reference| match side {
             Side::Train => &reference.train,
             Side::Valid => &reference.valid,
         });
-        let scored = |(&row, policy): (&usize, f64)| Scored {
+        let scored = |(&row, &policy): (&usize, &f64)| Scored {
             verdict: rows[row].verdict,
             policy,
             reference: reference.map_or(0.0, |reference| reference[row]),
             tokens: rows[row].n_trained(),
         };
-        Ok(which.iter().zip(sums).map(scored).collect())
+        which.iter().zip(sums).map(scored).collect()
     }
 
     /// Makes sure that the reference's scores of some examples are known.
@@ -222,17 +269,21 @@ pub(crate) fn log_probs<T: Trainable + ?Sized>(
     settings: &Settings,
 ) -> Result<Vec<f64>, TrainError> {
     let (cap, share) = (settings.micro_tokens, settings.share_prefixes);
-    let mut sums = std::collections::BTreeMap::<usize, f64>::new();
-    let mut losses = Vec::new();
+    let (mut all, mut losses) = (Vec::new(), Vec::new());
     for micro in micro_batches(rows, which, cap, share) {
         let (packed, owners) = pack_weighted(rows, &micro, share, &|_| 1.0);
         model.target_losses(&packed, &mut losses)?;
-        for (owner, loss) in owners.into_iter().zip(&losses) {
-            *sums.entry(owner).or_default() -= loss;
-        }
+        all.extend(owners.into_iter().zip(losses.iter().copied()));
     }
-    Ok(which
-        .iter()
-        .map(|row| sums.get(row).copied().unwrap_or(0.0))
-        .collect())
+    Ok(sums(which, all.iter().map(|(owner, loss)| (owner, loss))))
+}
+
+/// Adds up targets' losses by the row they are of; minus that, in the order of `which`.
+fn sums<'a>(which: &[usize], losses: impl Iterator<Item = (&'a usize, &'a f64)>) -> Vec<f64> {
+    let mut sums = BTreeMap::<usize, f64>::new();
+    for (owner, loss) in losses {
+        *sums.entry(*owner).or_default() -= loss;
+    }
+    let sum = |row: &usize| sums.get(row).copied().unwrap_or(0.0);
+    which.iter().map(sum).collect()
 }

@@ -7,6 +7,7 @@
 //! | simpo | beta times the average log-probability | nothing |
 //! | orpo | the average log-probability | the likelihood of the preferred answers |
 
+pub(super) mod kto;
 pub mod loss;
 
 use serde::{Deserialize, Serialize};

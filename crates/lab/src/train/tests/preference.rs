@@ -360,6 +360,52 @@ fn one_thread_is_two_and_a_shared_prompt_is_a_repeated_one() {
 }
 
 #[test]
+fn weights_made_on_the_way_are_those_made_before() {
+    let golden = Golden::load(golden::TIED);
+    let files = bantam_formats::open_model(golden.model_dir()).unwrap();
+    let model = Model::<f32>::load(&files, Weights::Bf16, true).unwrap();
+    let settings = LoraSettings {
+        rank: 4,
+        alpha: 8.0,
+        targets: TargetModule::ALL.to_vec(),
+        init: None,
+        init_sha256: None,
+    };
+    let (compute, identity) = (Compute::new(2), AdapterIdentity::default());
+    let mut trainer = LoraTrainer::new(&model, &settings, compute, identity, Recompute::None);
+    let params: Vec<f32> = (0..trainer.n_params())
+        .map(|i| ((i * 7919 % 1000) as f32 - 500.0) * 2e-4)
+        .collect();
+    trainer.set_params(&params);
+    let rows = pairs(40, 40, 9);
+    let all: Vec<usize> = (0..rows.len()).collect();
+    let (packed, _) = pack_weighted(&rows, &all, true, &|_| 1.0);
+    assert!(
+        packed.targets.len() > 256,
+        "more than two pieces of the head"
+    );
+    let weigh = |losses: &[f64]| {
+        losses
+            .iter()
+            .map(|loss| (loss - 2.0) as f32)
+            .collect::<Vec<_>>()
+    };
+    let mut one = vec![0f32; params.len()];
+    trainer
+        .weighed_loss_and_grads(&packed, 0.1, &mut |losses| weigh(losses), &mut one)
+        .unwrap();
+    let mut losses = Vec::new();
+    trainer.target_losses(&packed, &mut losses).unwrap();
+    let mut weighed = packed.clone();
+    for (target, weight) in weighed.targets.iter_mut().zip(weigh(&losses)) {
+        target.weight = weight;
+    }
+    let mut two = vec![0f32; params.len()];
+    trainer.loss_and_grads(&weighed, 0.1, &mut two).unwrap();
+    assert_eq!(one, two);
+}
+
+#[test]
 fn only_methods_of_preferences_have_two_rows_an_example() {
     for method in [Method::Sft, Method::Full] {
         assert_eq!(method.lines(), Lines::Rows);
