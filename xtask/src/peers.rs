@@ -7,6 +7,7 @@
 mod answers;
 mod bench;
 mod door;
+mod dpo;
 mod embed;
 mod load;
 mod network;
@@ -96,6 +97,8 @@ enum What {
     Train,
     /// Speed of answering beside llama.cpp's server
     Bench,
+    /// Preferences of people, learnt and judged on other instructions; needs no peer
+    Dpo,
     /// Perplexity of each type of weights against f32
     Quality,
     /// One epoch of Banking77 and its full test, generated freely and label-constrained
@@ -120,7 +123,9 @@ enum What {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let wants = |what| args.what == what || args.what == What::All;
     let home = Home::find()?;
-    home.set_up()?;
+    if args.what != What::Dpo {
+        home.set_up()?;
+    }
     let desk = Desk {
         bantam: Bantam::measured()?,
         home,
@@ -167,6 +172,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     if wants(What::Quality) {
         finish(quality::quality(&desk, &args.types)?);
+    }
+    if wants(What::Dpo) {
+        finish(dpo::dpo(&desk)?);
     }
     if wants(What::Banking77) {
         finish(training::banking77(&desk, args.with_peft)?);

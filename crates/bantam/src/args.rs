@@ -171,6 +171,14 @@ pub(crate) enum MethodArg {
     Sft,
     /// Every weight: twice the time, three times the memory
     Full,
+    /// An adapter that prefers some answers to others
+    Dpo,
+    /// The same without a reference, while learning the preferred answers
+    Orpo,
+    /// The same from answers that are each called desirable or not
+    Kto,
+    /// The same from average log-probabilities
+    Simpo,
 }
 
 impl From<MethodArg> for bantam_lab::recipe::Method {
@@ -178,6 +186,10 @@ impl From<MethodArg> for bantam_lab::recipe::Method {
         match method {
             MethodArg::Sft => Self::Sft,
             MethodArg::Full => Self::Full,
+            MethodArg::Dpo => Self::Dpo,
+            MethodArg::Orpo => Self::Orpo,
+            MethodArg::Kto => Self::Kto,
+            MethodArg::Simpo => Self::Simpo,
         }
     }
 }
@@ -188,7 +200,7 @@ pub(crate) struct TrainArgs {
     /// Base model: catalogue name, GGUF file or Hugging Face folder
     #[arg(long, value_name = "NAME|PATH")]
     pub(crate) base: Option<String>,
-    /// Training rows: JSON lines of `messages`, `prompt`/`completion` or `text`/`label`
+    /// Training rows: JSON lines of `messages`, `prompt`/`completion` or `text`/`label`; preferences, of two answers
     #[arg(long, value_name = "FILE")]
     pub(crate) train: Option<PathBuf>,
     /// Validation rows; early stopping keeps the checkpoint that does best on them
@@ -203,7 +215,8 @@ pub(crate) struct TrainArgs {
     /// System message put before every row that has none
     #[arg(long, value_name = "TEXT")]
     pub(crate) system: Option<String>,
-    /// What is trained: `sft`, an adapter on every linear layer, or `full`, every weight [default: sft]
+    /// What is trained: `sft`, an adapter on every linear layer, or `full`, every weight; from preferences: `dpo`,
+    /// `orpo`, `simpo` (pairs) or `kto` [default: sft]
     #[arg(long, value_enum, hide_possible_values = true)]
     pub(crate) method: Option<MethodArg>,
     /// Most memory, in MiB: decides how many tokens a pass takes, and what is computed twice instead of being kept
@@ -221,6 +234,9 @@ pub(crate) struct TrainArgs {
     /// Begin from this adapter (a run, or a folder in PEFT's format) instead of random values
     #[arg(long, value_name = "DIR|RUN")]
     pub(crate) init_adapter: Option<PathBuf>,
+    /// How closely `dpo` and `kto` hold to the model they begin with; for `simpo` the scale of its rewards
+    #[arg(long, value_name = "B", allow_negative_numbers = true, value_parser = positive)]
+    pub(crate) beta: Option<f64>,
     /// Peak learning rate
     #[arg(long, value_name = "LR", allow_negative_numbers = true, value_parser = positive)]
     pub(crate) lr: Option<f64>,
@@ -274,6 +290,8 @@ pub(crate) enum MetricArg {
     RougeL,
     /// How well the model predicts a plain text, in windows of 512 tokens
     Perplexity,
+    /// How often the preferred answer of a pair is the likelier one; of a run, beside its base
+    Preference,
 }
 
 /// `bantam eval`

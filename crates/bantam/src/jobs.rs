@@ -13,14 +13,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use bantam_lab::data::{self, RowOptions};
+use bantam_lab::data::RowOptions;
 use bantam_lab::events::{RunEvent, read_events};
-use bantam_lab::recipe::{CheckpointRecipe, DataRecipe, LoraRecipe, OptimRecipe, Recipe};
-use bantam_serve::{Chosen, Ended, Trainer, TrainingEvent, TrainingJob};
+use bantam_lab::recipe::{
+    CheckpointRecipe, DataRecipe, Lines, LoraRecipe, Method, OptimRecipe, PreferenceRecipe, Recipe,
+};
+use bantam_serve::{Chosen, Ended, Trainer, TrainingEvent, TrainingJob, TrainingMethod};
 use serde_json::Value;
 
 use crate::error::{EXIT_INTERRUPTED, EXIT_OK, EXIT_USER};
-use crate::loader::Shelf;
+use crate::loader::{Shelf, rows};
 use crate::settings::ServedSettings;
 
 /// How long a training may take to save its state.
@@ -70,7 +72,16 @@ impl Workers {
 
     fn recipe(&self, job: &TrainingJob) -> anyhow::Result<Recipe> {
         let (base, init) = self.origin(&job.base)?;
+        let (method, beta) = match job.method {
+            TrainingMethod::Supervised => (None, None),
+            TrainingMethod::Dpo { beta } => (Some(Method::Dpo), beta),
+        };
         Ok(Recipe {
+            method,
+            preference: PreferenceRecipe {
+                beta,
+                ..PreferenceRecipe::default()
+            },
             base: Some(base),
             seed: Some(job.seed),
             // The limit is for the whole process; what training needs beside its own is little.
@@ -161,13 +172,17 @@ impl Trainer for Workers {
         self.origin(model).err().map(|error| format!("{error:#}"))
     }
 
-    fn check(&self, rows: &Path) -> Result<usize, String> {
-        match data::load_rows(rows, &RowOptions::default()) {
-            Ok(rows) => Ok(rows.len()),
+    fn check(&self, path: &Path, method: TrainingMethod) -> Result<usize, String> {
+        let (lines, per_line) = match method {
+            TrainingMethod::Supervised => (Lines::Rows, 1),
+            TrainingMethod::Dpo { .. } => (Lines::Pairs, 2),
+        };
+        match rows::load(lines, path, &RowOptions::default()) {
+            Ok(rows) => Ok(rows.len() / per_line),
             // The folder is the server's business.
             Err(error) => Err(error
                 .to_string()
-                .replace(&rows.display().to_string(), "line")),
+                .replace(&path.display().to_string(), "line")),
         }
     }
 
@@ -254,6 +269,7 @@ impl Trainer for Workers {
             epochs: number("epochs")?,
             batch_rows: number("batch_rows")?,
             steps: number("steps")?,
+            beta: settings["preference"]["beta"].as_f64(),
         })
     }
 

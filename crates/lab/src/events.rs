@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::train::{TrainError, TrainResult};
+use crate::train::{PreferenceStats, TrainError, TrainResult};
 
 /// Something that happened in a run. Wall-clock fields end in `_s`; everything else is reproducible.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub enum RunEvent {
         step: usize,
         /// Steps planned.
         total: usize,
-        /// Mean loss per trained token of this batch, before the update.
+        /// Mean loss per trained token of this batch, before the update; per pair where preferences are learnt.
         loss: f64,
         /// Learning rate of this update.
         lr: f64,
@@ -51,6 +51,9 @@ pub enum RunEvent {
         elapsed_s: f64,
         /// Tokens of rows a second so far.
         tok_per_s: f64,
+        /// How well the answers of this batch are told apart, if preferences are learnt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceStats>,
     },
     /// A step made no update: none of its rows is left, or it does harm.
     StepSkipped {
@@ -83,10 +86,13 @@ pub enum RunEvent {
     Valid {
         /// Steps finished.
         step: usize,
-        /// Mean loss per trained token of the validation rows.
+        /// Mean loss per trained token of the validation rows; per pair where preferences are learnt.
         loss: f64,
         /// Whether this is the best so far.
         best: bool,
+        /// How well their answers are told apart, if preferences are learnt.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        preference: Option<PreferenceStats>,
     },
     /// A checkpoint is complete on disk.
     Checkpoint {

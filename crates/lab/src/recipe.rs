@@ -9,8 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::train::TrainError;
 
+mod preference;
 mod settings;
 
+pub use preference::PreferenceSettings;
 pub use settings::{
     BaseSettings, CheckpointSettings, DataSettings, Facts, InitFacts, LoraSettings,
     MachineSettings, OptimSettings, Resolved, Settings, ValidSettings,
@@ -25,6 +27,48 @@ pub enum Method {
     Sft,
     /// The same of every weight.
     Full,
+    /// An adapter that tells preferred answers from others, held to a reference (direct preference optimisation).
+    Dpo,
+    /// The same without a reference, while learning the preferred answers (odds-ratio preference optimisation).
+    Orpo,
+    /// From answers that are each called desirable or not (Kahneman-Tversky optimisation).
+    Kto,
+    /// From average log-probabilities, without a reference (simple preference optimisation).
+    Simpo,
+}
+
+impl Method {
+    /// As it is written in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sft => "sft",
+            Self::Full => "full",
+            Self::Dpo => "dpo",
+            Self::Orpo => "orpo",
+            Self::Kto => "kto",
+            Self::Simpo => "simpo",
+        }
+    }
+
+    /// What a line of the data must hold.
+    pub fn lines(self) -> Lines {
+        match self {
+            Self::Sft | Self::Full => Lines::Rows,
+            Self::Dpo | Self::Orpo | Self::Simpo => Lines::Pairs,
+            Self::Kto => Lines::Judged,
+        }
+    }
+}
+
+/// What one line of training data holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// An answer to be learnt.
+    Rows,
+    /// Two answers, one of them preferred.
+    Pairs,
+    /// An answer that is desirable or not; pairs are read as two of them.
+    Judged,
 }
 
 /// How the learning rate falls.
@@ -176,6 +220,22 @@ section! {
 }
 
 section! {
+    /// `[preference]`: how preferences are learnt. Which settings there are depends on the method.
+    PreferenceRecipe {
+        /// How closely the policy is held to the reference (dpo, kto), or how rewards are scaled (simpo).
+        beta: f64,
+        /// By how much the preferred answer should lead (simpo).
+        gamma: f64,
+        /// Weight of the odds ratio beside the likelihood (orpo).
+        lambda: f64,
+        /// Weight of desirable answers (kto).
+        desirable_weight: f64,
+        /// Weight of undesirable answers (kto).
+        undesirable_weight: f64,
+    }
+}
+
+section! {
     /// `[valid]`: how often to validate and when to give up.
     ValidRecipe {
         /// Updates between validations.
@@ -229,12 +289,19 @@ pub struct Recipe {
     pub data: DataRecipe,
     /// The adapter's shape.
     pub lora: LoraRecipe,
+    /// How preferences are learnt.
+    #[serde(skip_serializing_if = "is_default")]
+    pub preference: PreferenceRecipe,
     /// The optimizer.
     pub optim: OptimRecipe,
     /// Validation.
     pub valid: ValidRecipe,
     /// Checkpoints.
     pub checkpoint: CheckpointRecipe,
+}
+
+fn is_default(preference: &PreferenceRecipe) -> bool {
+    *preference == PreferenceRecipe::default()
 }
 
 impl Recipe {
@@ -282,6 +349,7 @@ impl Recipe {
             share_prefixes: over.share_prefixes.or(self.share_prefixes),
             data: self.data.overlaid(over.data),
             lora: self.lora.overlaid(over.lora),
+            preference: self.preference.overlaid(over.preference),
             optim: below.overlaid(over.optim),
             valid: self.valid.overlaid(over.valid),
             checkpoint: self.checkpoint.overlaid(over.checkpoint),

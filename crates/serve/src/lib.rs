@@ -70,4 +70,6 @@ pub use openai::{CheckLine, CheckRows};
 pub use outside::{ProviderAnswer, Providers, Sandbox, SandboxError};
 pub use served::{LoadedAdapter, ServedAdapter, ServedEmbedder, ServedModel};
 pub use server::{Server, run};
-pub use training::{Chosen, Ended, Trainer, TrainingConfig, TrainingEvent, TrainingJob};
+pub use training::{
+    Chosen, Ended, Trainer, TrainingConfig, TrainingEvent, TrainingJob, TrainingMethod,
+};

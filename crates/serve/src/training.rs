@@ -5,6 +5,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+/// What is learnt, and how.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum TrainingMethod {
+    /// The answers of conversations.
+    Supervised,
+    /// Which of two answers is preferred, by direct preference optimisation.
+    Dpo {
+        /// How closely the model is held to the one it begins with, if that was said.
+        beta: Option<f64>,
+    },
+}
+
 /// A training that was asked for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainingJob {
@@ -18,6 +30,8 @@ pub struct TrainingJob {
     pub train: PathBuf,
     /// Rows to validate on.
     pub valid: Option<PathBuf>,
+    /// What the rows are and how they are learnt.
+    pub method: TrainingMethod,
     /// Seed of everything random.
     pub seed: u64,
     /// Times each row is seen, if that was said.
@@ -37,6 +51,8 @@ pub struct Chosen {
     pub batch_rows: usize,
     /// Updates in all.
     pub steps: usize,
+    /// How closely the model is held to the one it begins with, where preferences are learnt.
+    pub beta: Option<f64>,
 }
 
 /// How a training ended.
@@ -89,8 +105,8 @@ pub trait Trainer: Send + Sync {
     /// Why a served model cannot be trained on, if it cannot.
     fn refusal(&self, model: &str) -> Option<String>;
 
-    /// How many rows a file holds, or what is wrong with it, line by line.
-    fn check(&self, rows: &Path) -> Result<usize, String>;
+    /// How many rows a file holds, or what keeps it from being learnt from, by line.
+    fn check(&self, rows: &Path, method: TrainingMethod) -> Result<usize, String>;
 
     /// Trains until it is over or `stop` is set.
     fn train(&self, job: &TrainingJob, stop: &AtomicBool) -> Ended;

@@ -12,6 +12,7 @@ mod jobs;
 mod keys;
 mod models;
 mod perplexity;
+mod preference;
 mod pull;
 mod serve;
 pub(crate) mod train;
@@ -72,6 +73,7 @@ pub(crate) fn run(context: &Context, action: Action) -> anyhow::Result<()> {
         Action::Train(settings) => train::run(context, &settings),
         Action::Eval(settings) => eval::run(context, &settings),
         Action::Perplexity(settings) => perplexity::run(context, &settings),
+        Action::Preference(settings) => preference::run(context, &settings),
         Action::Chat(settings) => chat::run(context, &settings),
         Action::Serve(settings) => serve::run(context, &settings),
         Action::Embed(settings) => embed::run(context, &settings),

@@ -5,13 +5,13 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use bantam_kernels::{Compute, Isa};
-use bantam_lab::data::{self, Row, RowOptions};
+use bantam_lab::data::{Row, RowOptions};
 use bantam_lab::events::{DroppedRow, RunEvent};
 use bantam_lab::export::AdapterIdentity;
-use bantam_lab::recipe::{MachineSettings, Recipe};
+use bantam_lab::recipe::{Lines, MachineSettings, Recipe};
 use bantam_lab::train::{
-    self, BatchOrder, Estimate, FullTrainer, LoraTrainer, Outcome, PlanInput, TrainPlan,
-    TrainResult, Trainable,
+    self, BatchOrder, Estimate, FullTrainer, LoraTrainer, Outcome, PlanInput, PreferenceStats,
+    TrainPlan, TrainResult, Trainable, Verdict,
 };
 
 use bantam_model::Model;
@@ -69,11 +69,17 @@ fn preview(
 ) -> anyhow::Result<()> {
     let rows = load(&settings.recipe, &settings.train)?;
     let style = printer.out_style();
-    for row in rows.iter().take(n) {
+    let per_line = per_line(&settings.recipe);
+    for (row, verdict) in rows.iter().take(n * per_line) {
         let example = rows::example(&base.chat, row, &settings.train)?;
         let trained = example.trained.iter().filter(|t| **t).count();
+        let what = match verdict {
+            Verdict::Taught | Verdict::Mismatched => "",
+            Verdict::Chosen => ", chosen",
+            Verdict::Rejected => ", rejected",
+        };
         let heading = format!(
-            "line {}: {} tokens, {trained} of them trained",
+            "line {}{what}: {} tokens, {trained} of them trained",
             row.line,
             example.tokens.len()
         );
@@ -82,8 +88,8 @@ fn preview(
         printer.line("")?;
     }
     if settings.json {
-        let shown = n.min(rows.len());
-        printer.json(&serde_json::json!({"rows": rows.len(), "shown": shown}))?;
+        let rows = rows.len() / per_line;
+        printer.json(&serde_json::json!({"rows": rows, "shown": n.min(rows)}))?;
     }
     Ok(())
 }
@@ -235,7 +241,7 @@ fn plan(
         None => Vec::new(),
     };
     let order = match order {
-        Some(path) => BatchOrder::read(path, train.len())?,
+        Some(path) => BatchOrder::read(path, train.len() / per_line(recipe))?,
         None => BatchOrder::Seeded,
     };
     Ok(TrainPlan::new(PlanInput {
@@ -262,11 +268,24 @@ fn plan(
     })?)
 }
 
-fn load(recipe: &Recipe, path: &Path) -> anyhow::Result<Vec<Row>> {
+fn load(recipe: &Recipe, path: &Path) -> anyhow::Result<Vec<(Row, Verdict)>> {
     let options = RowOptions {
         system: recipe.data.system.clone(),
     };
-    Ok(data::load_rows(path, &options)?)
+    rows::load(lines(recipe), path, &options)
+}
+
+/// Rows that a line becomes.
+fn per_line(recipe: &Recipe) -> usize {
+    match lines(recipe) {
+        Lines::Pairs => 2,
+        Lines::Rows | Lines::Judged => 1,
+    }
+}
+
+/// What the recipe's method learns from.
+fn lines(recipe: &Recipe) -> Lines {
+    recipe.method.unwrap_or_default().lines()
 }
 
 /// Turns a run's events into a bar and notes.
@@ -311,17 +330,29 @@ impl Teller<'_> {
                 step,
                 loss,
                 tok_per_s,
+                preference,
                 ..
             } => {
                 if let Some(bar) = &self.bar {
                     bar.set(*step as u64);
-                    bar.detail(format!("loss {loss:.4}  {tok_per_s:.0} tok/s"));
+                    let margin = preference.and_then(|of| of.rewards_margin);
+                    let margin = margin.map_or(String::new(), |m| format!("  margin {m:.3}"));
+                    bar.detail(format!("loss {loss:.4}{margin}  {tok_per_s:.0} tok/s"));
                 }
             }
-            RunEvent::Valid { step, loss, best } => {
+            RunEvent::Valid {
+                step,
+                loss,
+                best,
+                preference,
+            } => {
                 let mark = if *best { " (best so far)" } else { "" };
-                self.printer
-                    .note(format!("step {step}: validation loss {loss:.4}{mark}"));
+                let told_apart = preference.map_or(String::new(), |of| {
+                    format!(", {} of {} told apart", accuracy(&of), of.examples)
+                });
+                self.printer.note(format!(
+                    "step {step}: validation loss {loss:.4}{told_apart}{mark}"
+                ));
             }
             RunEvent::EarlyStop {
                 step,
@@ -373,6 +404,20 @@ impl Teller<'_> {
     }
 }
 
+/// How well answers are told apart, with the interval where there is one.
+fn accuracy(preference: &PreferenceStats) -> String {
+    let percent = |x: f64| format!("{:.1}%", 100.0 * x);
+    let share = percent(preference.accuracy);
+    match preference.accuracy_ci95 {
+        None => share,
+        Some([low, high]) => format!(
+            "{share} (95% interval {} to {})",
+            percent(low),
+            percent(high)
+        ),
+    }
+}
+
 fn show(printer: &Printer, result: &TrainResult, out: &Path) -> anyhow::Result<()> {
     let style = printer.out_style();
     printer.line(style.bold(&format!("trained `{}`", out.display())))?;
@@ -393,6 +438,9 @@ fn show(printer: &Printer, result: &TrainResult, out: &Path) -> anyhow::Result<(
     table.row(["last loss", &format!("{:.4}", result.last_loss)]);
     if let Some(loss) = result.valid_loss {
         table.row(["validation loss", &format!("{loss:.4}")]);
+    }
+    if let Some(preference) = &result.valid_preference {
+        table.row(["preference accuracy", &accuracy(preference)]);
     }
     table.row(["peak memory", &format!("{} MiB", result.peak_rss_mb)]);
     let what = result.adapter.file_name().unwrap_or_default();

@@ -18,11 +18,13 @@ use crate::args::{
 use crate::error::advise;
 
 mod bench;
+mod preference;
 mod providers;
 mod serve;
 mod work;
 
 pub(crate) use self::bench::BenchSettings;
+pub(crate) use self::preference::PreferenceSettings;
 pub(crate) use self::providers::{Price, ProviderSettings};
 pub(crate) use self::serve::{
     ServeSettings, ServedSettings, WebhookSettings, listed_models, short_name,
@@ -185,6 +187,8 @@ pub(crate) enum Action {
     Eval(EvalSettings),
     /// `bantam eval --metric perplexity`
     Perplexity(PerplexitySettings),
+    /// Reads pairs of answers.
+    Preference(PreferenceSettings),
     /// `bantam chat`
     Chat(ChatSettings),
     /// `bantam serve`
@@ -340,10 +344,15 @@ impl Action {
             Command::Export(args) => Self::Export(ExportSettings::resolve(args)),
             Command::Bench(args) => Self::Bench(BenchSettings::resolve(args)),
             Command::Train(args) => Self::Train(Box::new(TrainSettings::resolve(*args)?)),
-            Command::Eval(args) => match PerplexitySettings::resolve(&args)? {
-                Some(settings) => Self::Perplexity(settings),
-                None => Self::Eval(EvalSettings::resolve(args)),
-            },
+            Command::Eval(args) => {
+                if let Some(settings) = PreferenceSettings::resolve(&args)? {
+                    Self::Preference(settings)
+                } else if let Some(settings) = PerplexitySettings::resolve(&args)? {
+                    Self::Perplexity(settings)
+                } else {
+                    Self::Eval(EvalSettings::resolve(args))
+                }
+            }
             Command::Chat(args) => Self::Chat(ChatSettings::resolve(args)),
             Command::Sandbox(_) => {
                 return Err(anyhow::anyhow!(

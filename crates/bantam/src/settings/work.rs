@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use bantam_lab::eval::Metric;
-use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, Recipe};
+use bantam_lab::recipe::{DataRecipe, LoraRecipe, OptimRecipe, PreferenceRecipe, Recipe};
 use bantam_model::Weights;
 
 use super::{count, threads};
@@ -75,6 +75,10 @@ impl TrainSettings {
                 alpha: args.alpha,
                 targets: None,
                 init: args.init_adapter,
+            },
+            preference: PreferenceRecipe {
+                beta: args.beta,
+                ..PreferenceRecipe::default()
             },
             optim: OptimRecipe {
                 lr: args.lr,
@@ -172,7 +176,7 @@ pub(crate) enum SystemChoice {
 }
 
 impl SystemChoice {
-    fn new(arg: Option<String>) -> Self {
+    pub(super) fn new(arg: Option<String>) -> Self {
         arg.map_or(Self::OfTheRun, Self::Given)
     }
 
@@ -265,8 +269,8 @@ impl EvalSettings {
             MetricArg::Json => Some(Metric::Json),
             MetricArg::Label => Some(Metric::Label),
             MetricArg::RougeL => Some(Metric::RougeL),
-            // Has settings of its own.
-            MetricArg::Perplexity => None,
+            // Have settings of their own.
+            MetricArg::Perplexity | MetricArg::Preference => None,
         });
         Self {
             model: args.model,

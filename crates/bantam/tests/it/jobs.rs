@@ -391,3 +391,92 @@ fn what_is_wrong_is_named_and_leaves_nothing() {
     );
     server.stop();
 }
+
+/// Pairs over the words that the tiny model knows: one answer counts as good, the other as bad.
+fn write_pairs(world: &World, name: &str, n: usize) {
+    let line = |i: usize| {
+        let (good, bad) = (["sun", "rain"][i % 2], ["wind", "snow"][i / 2 % 2]);
+        let turn = |role: &str, text: &str| json!([{"role": role, "content": text}]);
+        json!({"input": {"messages": turn("user", &format!("day {i}"))},
+               "preferred_output": turn("assistant", good), "non_preferred_output": turn("assistant", bad)})
+    };
+    let lines: String = (0..n).map(|i| format!("{}\n", line(i))).collect();
+    std::fs::write(world.at(name), lines).unwrap();
+}
+
+#[test]
+fn a_job_learns_preferences() {
+    let world = world();
+    write_pairs(&world, "pairs.jsonl", 24);
+    write_pairs(&world, "held-out.jsonl", 8);
+    let server = start(&world);
+    let (pairs, held_out) = (
+        file(&server, &world, "pairs.jsonl"),
+        file(&server, &world, "held-out.jsonl"),
+    );
+    let method = |hyper: Value| json!({"type": "dpo", "dpo": {"hyperparameters": hyper}});
+    let ask = |method: Value, file: &str| json!({"model": "model", "training_file": file, "validation_file": held_out, "seed": 1, "method": method});
+    let hyper = json!({"beta": 0.2, "n_epochs": 3, "batch_size": 4});
+    let id = create(&server, &ask(method(hyper.clone()), &pairs));
+    let job = until(&server, &id, |job| job["status"] == "succeeded");
+    assert_eq!(job["method"]["type"], "dpo");
+    let shown = &job["method"]["dpo"]["hyperparameters"];
+    assert_eq!(
+        (&shown["beta"], &shown["n_epochs"], &shown["batch_size"]),
+        (&json!(0.2), &json!(3), &json!(4))
+    );
+    assert_eq!(steps(&events(&server, &id)), (1..=18).collect::<Vec<u64>>());
+    let recipe = std::fs::read_to_string(world.at(&format!("data/jobs/{id}/recipe.toml"))).unwrap();
+    assert!(
+        recipe.contains("method = \"dpo\"") && recipe.contains("beta = 0.2"),
+        "{recipe}"
+    );
+    let ended = result(&world, &id);
+    assert_eq!(ended["sha256"], by_hand(&world, &id)["sha256"]);
+    assert_eq!(ended["valid_preference"]["examples"], 8);
+
+    // What is chosen for `auto` is shown; rows without preferences are refused before anything is trained.
+    let id = create(
+        &server,
+        &ask(method(json!({"beta": "auto", "n_epochs": 1})), &pairs),
+    );
+    let job = until(&server, &id, |job| job["status"] == "succeeded");
+    assert_eq!(job["method"]["dpo"]["hyperparameters"]["beta"], 0.1);
+    let rows = file(&server, &world, "train.jsonl");
+    let (_, job) = post(
+        &server,
+        "/v1/fine_tuning/jobs",
+        &ask(method(json!({})), &rows),
+    );
+    let began = Instant::now();
+    let failed = loop {
+        let job = get(
+            &server,
+            &format!("/v1/fine_tuning/jobs/{}", job["id"].as_str().unwrap()),
+        );
+        if job["status"] == "failed" {
+            break job;
+        }
+        assert!(began.elapsed() < PATIENCE, "{job}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let message = failed["error"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("line:1: a row that prefers nothing"),
+        "{message}"
+    );
+    let (status, refused) = post(
+        &server,
+        "/v1/fine_tuning/jobs",
+        &ask(method(json!({"beta": -1})), &pairs),
+    );
+    assert_eq!(status, 400);
+    assert!(
+        refused["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("`method.dpo.hyperparameters.beta`"),
+        "{refused}"
+    );
+    server.stop();
+}

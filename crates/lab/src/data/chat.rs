@@ -10,26 +10,13 @@ type Object = Map<String, Value>;
 
 /// Reads a row whose fields are already known to be a chat row's.
 pub(super) fn parse(row: &Object, line: usize) -> Result<Row, RowProblem> {
-    let tools = match row.get("tools") {
-        None | Some(Value::Null) => Vec::new(),
-        Some(value) => parse_tools(array(value, "tools")?)?,
-    };
-    let parallel_tool_calls = match row.get("parallel_tool_calls") {
-        None => None,
-        Some(Value::Bool(parallel)) => Some(*parallel),
-        Some(other) => return Err(wrong_type(other, "parallel_tool_calls", "true or false")),
-    };
+    let (tools, parallel_tool_calls) = tools_of(row, "")?;
     let value = row.get("messages").ok_or(RowProblem::Missing {
         field: "messages",
         place: String::new(),
     })?;
     let mut messages: Vec<Message> = Vec::new();
-    for (i, item) in array(value, "messages")?.iter().enumerate() {
-        let place = format!("messages[{i}]");
-        let message = parse_message(item, &place, &tools)?;
-        check_answers_a_call(&message, &messages, &place)?;
-        messages.push(message);
-    }
+    add_turns(&mut messages, array(value, "messages")?, "messages", &tools)?;
     let mut answers = messages
         .iter()
         .filter(|message| message.role == Role::Assistant)
@@ -54,6 +41,44 @@ pub(super) fn parse(row: &Object, line: usize) -> Result<Row, RowProblem> {
         parallel_tool_calls,
         line,
     })
+}
+
+/// The tools that an object declares, and whether they may be called side by side. `place` is the object's path and a
+/// dot, or empty for the row itself.
+pub(super) fn tools_of(
+    object: &Object,
+    place: &str,
+) -> Result<(Vec<Tool>, Option<bool>), RowProblem> {
+    let path = format!("{place}tools");
+    let tools = match object.get("tools") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(value) => parse_tools(array(value, &path)?, &path)?,
+    };
+    let parallel_tool_calls = match object.get("parallel_tool_calls") {
+        None => None,
+        Some(Value::Bool(parallel)) => Some(*parallel),
+        Some(other) => {
+            let path = format!("{place}parallel_tool_calls");
+            return Err(wrong_type(other, &path, "true or false"));
+        }
+    };
+    Ok((tools, parallel_tool_calls))
+}
+
+/// Reads the messages of a list at `place` behind those that come before them.
+pub(super) fn add_turns(
+    messages: &mut Vec<Message>,
+    items: &[Value],
+    place: &str,
+    tools: &[Tool],
+) -> Result<(), RowProblem> {
+    for (i, item) in items.iter().enumerate() {
+        let place = format!("{place}[{i}]");
+        let message = parse_message(item, &place, tools)?;
+        check_answers_a_call(&message, messages, &place)?;
+        messages.push(message);
+    }
+    Ok(())
 }
 
 fn parse_message(value: &Value, place: &str, tools: &[Tool]) -> Result<Message, RowProblem> {
@@ -214,10 +239,10 @@ fn parse_calls(calls: &[Value], place: &str, tools: &[Tool]) -> Result<Vec<ToolC
     Ok(parsed)
 }
 
-fn parse_tools(tools: &[Value]) -> Result<Vec<Tool>, RowProblem> {
+fn parse_tools(tools: &[Value], place: &str) -> Result<Vec<Tool>, RowProblem> {
     let mut parsed: Vec<Tool> = Vec::new();
     for (i, tool) in tools.iter().enumerate() {
-        let place = format!("tools[{i}]");
+        let place = format!("{place}[{i}]");
         let tool = object(tool, &place)?;
         only_fields(tool, &["type", "function"], &place)?;
         must_be_function(tool, &place)?;
@@ -336,23 +361,23 @@ fn required<'a>(
     })
 }
 
-fn object<'a>(value: &'a Value, place: &str) -> Result<&'a Object, RowProblem> {
+pub(super) fn object<'a>(value: &'a Value, place: &str) -> Result<&'a Object, RowProblem> {
     value
         .as_object()
         .ok_or_else(|| wrong_type(value, place, "an object"))
 }
 
-fn array<'a>(value: &'a Value, place: &str) -> Result<&'a [Value], RowProblem> {
+pub(super) fn array<'a>(value: &'a Value, place: &str) -> Result<&'a [Value], RowProblem> {
     let items = value
         .as_array()
         .ok_or_else(|| wrong_type(value, place, "an array"))?;
-    if items.is_empty() && place == "messages" {
+    if items.is_empty() && !place.ends_with("tools") && !place.ends_with("tool_calls") {
         return Err(invalid(place, "is empty", None));
     }
     Ok(items)
 }
 
-fn invalid(field: &str, problem: &str, hint: Option<&'static str>) -> RowProblem {
+pub(super) fn invalid(field: &str, problem: &str, hint: Option<&'static str>) -> RowProblem {
     RowProblem::Invalid {
         field: field.to_owned(),
         problem: problem.to_owned(),

@@ -1,13 +1,11 @@
 //! A file for training, checked line by line before any method is chosen.
 //!
-//! Beside [rows](super::RowFormat), such a file may hold preferences (`input` and two answers, of which one is
-//! preferred) or prompts (`messages` that end before the answer, with any other fields, which graders read). The
+//! Beside [rows](super::RowFormat), such a file may hold preferences ([`super::load_preferences`]) or prompts (`messages` that end before the answer, with any other fields, which graders read). The
 //! first line says which; the checks of their messages are those of rows.
 
 use serde_json::{Map, Value, json};
 
-use super::chat;
-use super::{RowFormat, RowOptions, RowProblem, kind_of, only_fields, parse_object, parse_row};
+use super::{RowFormat, RowOptions, RowProblem, chat, parse_object, parse_row, preference};
 
 /// What one file may hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,15 +15,12 @@ enum Kind {
     Prompts,
 }
 
-/// Two names for each answer of a preference: those of OpenAI's guides, and those of its schema.
-const PREFERRED: [&str; 2] = ["preferred_output", "preferred_completion"];
-const OTHER: [&str; 2] = ["non_preferred_output", "non_preferred_completion"];
-
 /// Checks the lines of one file. A bad line does not keep the next from being checked.
 #[derive(Default)]
 pub struct LineCheck {
     kind: Option<Kind>,
     format: Option<RowFormat>,
+    shape: Option<preference::Shape>,
 }
 
 impl LineCheck {
@@ -42,15 +37,16 @@ impl LineCheck {
                 }
                 parsed.map(|_| ())
             }
-            Kind::Preferences => preference(&row),
+            Kind::Preferences => {
+                preference::parse(&row, 0, &mut self.shape, &RowOptions::default()).map(|_| ())
+            }
             Kind::Prompts => prompt(&row),
         }
     }
 }
 
 fn detect(row: &Map<String, Value>) -> Kind {
-    let has = |names: &[&str]| names.iter().any(|name| row.contains_key(*name));
-    if row.contains_key("input") && (has(&PREFERRED) || has(&OTHER)) {
+    if preference::Shape::detect(row).is_some() {
         return Kind::Preferences;
     }
     match row.get("messages").and_then(Value::as_array) {
@@ -63,39 +59,6 @@ fn detect(row: &Map<String, Value>) -> Kind {
         }
         _ => Kind::Rows,
     }
-}
-
-fn preference(row: &Map<String, Value>) -> Result<(), RowProblem> {
-    let allowed = ["input", "id", "metadata"];
-    let allowed: Vec<&'static str> = [&allowed[..], &PREFERRED, &OTHER].concat();
-    only_fields(row, &allowed, "")?;
-    let Some(input) = row.get("input").and_then(Value::as_object) else {
-        return Err(missing_or_wrong(row.get("input"), "input", "an object"));
-    };
-    only_fields(
-        input,
-        &["messages", "tools", "parallel_tool_calls"],
-        "input",
-    )?;
-    for names in [PREFERRED, OTHER] {
-        let answer = names.iter().find_map(|name| row.get(*name));
-        let Some(answer) = answer.and_then(Value::as_array) else {
-            return Err(missing_or_wrong(answer, names[0], "an array of messages"));
-        };
-        let mut whole = input.clone();
-        match whole.get_mut("messages").and_then(Value::as_array_mut) {
-            Some(messages) => messages.extend(answer.iter().cloned()),
-            None => {
-                return Err(missing_or_wrong(
-                    input.get("messages"),
-                    "messages",
-                    "an array",
-                ));
-            }
-        }
-        chat::parse(&whole, 0)?;
-    }
-    Ok(())
 }
 
 fn prompt(row: &Map<String, Value>) -> Result<(), RowProblem> {
@@ -120,24 +83,6 @@ fn prompt(row: &Map<String, Value>) -> Result<(), RowProblem> {
         messages.push(json!({"role": "assistant", "content": "answer"}));
     }
     chat::parse(&whole, 0).map(|_| ())
-}
-
-fn missing_or_wrong(
-    value: Option<&Value>,
-    field: &'static str,
-    expected: &'static str,
-) -> RowProblem {
-    match value {
-        None => RowProblem::Missing {
-            field,
-            place: String::new(),
-        },
-        Some(value) => RowProblem::WrongType {
-            field: field.to_owned(),
-            expected,
-            found: kind_of(value),
-        },
-    }
 }
 
 #[cfg(test)]
@@ -170,8 +115,9 @@ mod tests {
     fn preferences_have_two_answers_under_either_name() {
         let input = r#""input":{"messages":[{"role":"user","content":"a"}]}"#;
         let answer = r#"[{"role":"assistant","content":"b"}]"#;
+        let other = answer.replace("\"b\"", "\"c\"");
         let guide =
-            format!(r#"{{{input},"preferred_output":{answer},"non_preferred_output":{answer}}}"#);
+            format!(r#"{{{input},"preferred_output":{answer},"non_preferred_output":{other}}}"#);
         let schema = guide.replace("_output", "_completion");
         let one = format!(r#"{{{input},"preferred_output":{answer}}}"#);
         let user = guide.replace(
@@ -186,7 +132,20 @@ mod tests {
         );
         assert_eq!(
             found[3].as_ref().unwrap(),
-            "`messages` hold no assistant message"
+            "`preferred_output[0]` is no assistant message"
         );
+    }
+
+    #[test]
+    fn preferences_of_other_shapes_are_checked_too() {
+        let texts = r#"{"prompt":"a","chosen":"b","rejected":"c"}"#;
+        let same = r#"{"prompt":"a","chosen":"b","rejected":"b"}"#;
+        let row = r#"{"prompt":"a","completion":"b"}"#;
+        let found = problems(&[texts, same, row, texts]);
+        assert_eq!((&found[0], &found[3]), (&None, &None));
+        assert!(found[1].as_ref().unwrap().contains("the same answer"));
+        assert!(found[2].as_ref().unwrap().contains("prefers nothing"));
+        let judged = r#"{"prompt":"a","completion":"b","label":false}"#;
+        assert_eq!(problems(&[judged, judged]), [None, None]);
     }
 }

@@ -8,12 +8,15 @@
 //! | prompt | `prompt`, `completion` | user, assistant |
 //! | label | `text`, `label` | user, assistant |
 //!
+//! Preferences have shapes of their own: see [`load_preferences`].
+//!
 //! `id` and `metadata` may stand in any row and are not read. Every other field is an error that names it:
 //! a misspelt field that is silently dropped costs a training run. Every error carries `file:line:`.
 
 mod chat;
 mod check;
 mod leak;
+mod preference;
 mod strict_json;
 
 use std::fmt;
@@ -27,6 +30,7 @@ pub use check::LineCheck;
 pub use leak::{
     Conflict, DuplicateReport, LeakReport, duplicates, input_key, leak_check, normalise,
 };
+pub use preference::{JudgedRow, PairRow, Preferences, load_preferences, read_preferences};
 pub use strict_json::parse_strict;
 
 pub use bantam_text::{Message, Role, Tool, ToolCall};
@@ -83,13 +87,20 @@ impl RowFormat {
     }
 }
 
-impl fmt::Display for RowFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl RowFormat {
+    /// By its fields.
+    fn name(self) -> &'static str {
+        match self {
             RowFormat::Chat => "`messages`",
             RowFormat::Prompt => "`prompt`/`completion`",
             RowFormat::Label => "`text`/`label`",
-        })
+        }
+    }
+}
+
+impl fmt::Display for RowFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -172,10 +183,16 @@ pub enum RowProblem {
     /// A row of another shape than the file's first.
     #[error("a {here} row in a file that began with {first} rows")]
     Mixed {
-        /// The shape of the first row.
-        first: RowFormat,
+        /// The shape of the first row, by its fields.
+        first: &'static str,
         /// The shape of this one.
-        here: RowFormat,
+        here: &'static str,
+    },
+    /// No preference in a file of them.
+    #[error("a row that prefers nothing: its fields are {fields}")]
+    NoPreference {
+        /// The fields found, quoted.
+        fields: String,
     },
     /// A field nobody reads.
     #[error("unknown field `{field}`{}", at(place))]
@@ -242,6 +259,16 @@ impl RowProblem {
                 Some("one object a line, not one array: `jq -c '.[]' FILE` rewrites it".into())
             }
             RowProblem::NotAnObject { .. } => None,
+            RowProblem::NoPreference { .. } => Some(
+                "use `input`, `preferred_output` and `non_preferred_output`, or `prompt`, `chosen` and `rejected`; \
+                 for `kto` also `messages` and `label`, or `prompt`, `completion` and `label`"
+                    .into(),
+            ),
+            RowProblem::UnknownShape { fields }
+                if fields.contains("`chosen`") || fields.contains("preferred_") =>
+            {
+                Some("these are preferences: train on them with `method = \"dpo\"`, `orpo`, `simpo` or `kto`, and judge with the metric `preference`".into())
+            }
             RowProblem::UnknownShape { .. } => {
                 Some("use `messages`, or `prompt` and `completion`, or `text` and `label`".into())
             }
@@ -273,11 +300,14 @@ impl RowProblem {
 ///
 /// Errors: the first bad line, as `file:line: what is wrong` and a hint. A file without rows is an error.
 pub fn load_rows(path: &Path, options: &RowOptions) -> Result<Vec<Row>, DataError> {
-    let file = fs_err::File::open(path).map_err(|error| DataError::Read {
+    read_rows(open(path)?, path, options)
+}
+
+fn open(path: &Path) -> Result<fs_err::File, DataError> {
+    fs_err::File::open(path).map_err(|error| DataError::Read {
         path: path.to_owned(),
         source: io::Error::from(error.kind()),
-    })?;
-    read_rows(file, path, options)
+    })
 }
 
 /// As [`load_rows`], from any reader; `name` stands in the errors for the file.
@@ -286,13 +316,23 @@ pub fn read_rows(
     name: &Path,
     options: &RowOptions,
 ) -> Result<Vec<Row>, DataError> {
+    let mut format = None;
+    read_objects(input, name, |row, line| {
+        parse_row(row, line, &mut format, options)
+    })
+}
+
+/// Reads every line as an object, and what `parse` makes of it; a file without lines is an error.
+fn read_objects<T>(
+    input: impl Read,
+    name: &Path,
+    mut parse: impl FnMut(Map<String, Value>, usize) -> Result<T, RowProblem>,
+) -> Result<Vec<T>, DataError> {
     let input = BufReader::with_capacity(1 << 16, input);
     let mut reader = JsonlReader::new(input, name).with_caps(MAX_LINE_BYTES, u64::MAX);
     let mut rows = Vec::new();
-    let mut format = None;
     while let Some(line) = reader.next_line().map_err(|error| refused(error, name))? {
-        let row = parse_object(line.text)
-            .and_then(|row| parse_row(row, line.number, &mut format, options));
+        let row = parse_object(line.text).and_then(|row| parse(row, line.number));
         rows.push(row.map_err(|problem| DataError::Row {
             path: name.to_owned(),
             line: line.number,
@@ -378,8 +418,8 @@ fn parse_row(
     let first = *file_format.get_or_insert(format);
     if first != format {
         return Err(RowProblem::Mixed {
-            first,
-            here: format,
+            first: first.name(),
+            here: format.name(),
         });
     }
     let allowed: Vec<&'static str> = format
@@ -394,18 +434,19 @@ fn parse_row(
         RowFormat::Prompt => pair(&row, "prompt", "completion", line)?,
         RowFormat::Label => pair(&row, "text", "label", line)?,
     };
-    if let Some(system) = &options.system {
-        let has_own = parsed
-            .messages
-            .iter()
-            .any(|message| matches!(message.role, Role::System | Role::Developer));
-        if !has_own {
-            parsed
-                .messages
-                .insert(0, Message::new(Role::System, system));
+    options.complete(&mut parsed.messages);
+    Ok(parsed)
+}
+
+impl RowOptions {
+    /// Puts the system message before a conversation that has none.
+    fn complete(&self, messages: &mut Vec<Message>) {
+        let Some(system) = &self.system else { return };
+        let is_own = |message: &Message| matches!(message.role, Role::System | Role::Developer);
+        if !messages.iter().any(is_own) {
+            messages.insert(0, Message::new(Role::System, system));
         }
     }
-    Ok(parsed)
 }
 
 fn pair(

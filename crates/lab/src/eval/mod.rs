@@ -13,6 +13,7 @@
 mod calibration;
 mod json;
 mod label;
+pub mod preference;
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LoraRecipe, Method, Recipe, Schedule, TargetModule};
+use super::{Lines, LoraRecipe, Method, PreferenceSettings, Recipe, Schedule, TargetModule};
 use crate::train::TrainError;
 
 /// See [`Settings::semantics`].
@@ -18,6 +18,8 @@ const BATCH_TOKENS: f64 = 8192.0;
 const AIM_STEPS: f64 = 300.0;
 /// Most epochs chosen automatically.
 const MAX_AUTO_EPOCHS: usize = 10;
+/// The same where preferences are learnt: seen more often, pairs are learnt by heart.
+const MAX_AUTO_EPOCHS_OF_PAIRS: usize = 3;
 
 /// What the data and the base say, for the rules and for the record.
 #[derive(Debug, Clone, PartialEq)]
@@ -208,12 +210,25 @@ pub struct Settings {
     /// The adapter's shape; none where every weight is trained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSettings>,
+    /// How preferences are learnt; none where answers are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preference: Option<PreferenceSettings>,
     /// The optimizer.
     pub optim: OptimSettings,
     /// Validation.
     pub valid: ValidSettings,
     /// Checkpoints.
     pub checkpoint: CheckpointSettings,
+}
+
+impl Settings {
+    /// Rows that make an example: two where losses compare two, or need an answer that belongs to another prompt.
+    pub fn rows_per_example(&self) -> usize {
+        match self.preference {
+            None => 1,
+            Some(_) => 2,
+        }
+    }
 }
 
 /// Settings, and a sentence for each choice that was made for the user.
@@ -230,18 +245,24 @@ impl Recipe {
     ///
     /// Automatic rules, where nothing is given:
     /// - `optim.batch_rows`: 4 below 256 rows, 8 below 2,000, else 16; halved while an average batch has over 8,192 tokens.
-    /// - `optim.epochs`: as many as come nearest to 300 updates, from 1 to 10; with `max_steps`, as many as that needs.
-    /// - `optim.lr`: 1e-3 sqrt(batch_rows / 16), to two digits; a tenth of it where every weight is trained.
+    /// - `optim.epochs`: as many as come nearest to 300 updates, from 1 to 10, or to 3 where preferences are learnt; with
+    ///   `max_steps`, as many as that needs.
+    /// - `optim.lr`: 1e-3 sqrt(batch_rows / 16), to two digits; a tenth of it where every weight is trained or
+    ///   preferences are learnt.
+    /// - `optim.spike_z`: 10; 0 where preferences are learnt, as a pair that is ranked wrongly by far is what they are for.
     /// - `optim.warmup_steps`: a tenth of the updates, at most 30.
     /// - `valid.every`: a tenth of the updates, at least 10; `valid.patience`: 3.
     /// - `lora`: rank 16, alpha twice the rank, every linear layer.
     /// - `checkpoint.every_s`: 60; 600 where every weight is trained, as there are gigabytes to write.
     pub fn resolve(&self, facts: &Facts) -> Result<Resolved, TrainError> {
         let mut chosen = Vec::new();
+        let preference = self.resolve_preference()?;
         let optim = self.resolve_optim(facts, &mut chosen)?;
         let method = self.method.unwrap_or_default();
         let lora = match method {
-            Method::Sft => Some(self.resolve_lora(facts)?),
+            Method::Sft | Method::Dpo | Method::Orpo | Method::Kto | Method::Simpo => {
+                Some(self.resolve_lora(facts)?)
+            }
             Method::Full if self.lora == LoraRecipe::default() => None,
             Method::Full => {
                 return Err(setting(
@@ -289,6 +310,7 @@ impl Recipe {
             micro_tokens,
             share_prefixes: self.share_prefixes.unwrap_or(true),
             lora,
+            preference,
             optim,
             valid: ValidSettings {
                 every,
@@ -366,6 +388,13 @@ impl Recipe {
         chosen: &mut Vec<String>,
     ) -> Result<OptimSettings, TrainError> {
         let o = &self.optim;
+        let method = self.method.unwrap_or_default();
+        let learns_answers = method.lines() == Lines::Rows;
+        let most_epochs = if learns_answers {
+            MAX_AUTO_EPOCHS
+        } else {
+            MAX_AUTO_EPOCHS_OF_PAIRS
+        };
         let mean = facts.tokens as f64 / facts.rows.max(1) as f64;
         let batch_rows = o.batch_rows.unwrap_or_else(|| {
             let mut batch: usize = if facts.rows < 256 {
@@ -400,7 +429,7 @@ impl Recipe {
                     Some(steps) => steps.div_ceil(per_epoch),
                     None => {
                         let nearest = (AIM_STEPS / per_epoch as f64).round() as usize;
-                        let epochs = nearest.clamp(1, MAX_AUTO_EPOCHS);
+                        let epochs = nearest.clamp(1, most_epochs);
                         chosen.push(format!("optim.epochs = {epochs} of {per_epoch} updates"));
                         epochs
                     }
@@ -410,9 +439,9 @@ impl Recipe {
         };
         let steps = o.max_steps.map_or(planned, |most| most.min(planned));
         let lr = o.lr.unwrap_or_else(|| {
-            let of_16_rows = match self.method.unwrap_or_default() {
+            let of_16_rows = match method {
                 Method::Sft => 1e-3,
-                Method::Full => 1e-4,
+                Method::Full | Method::Dpo | Method::Orpo | Method::Kto | Method::Simpo => 1e-4,
             };
             let lr = two_digits(of_16_rows * (batch_rows as f64 / 16.0).sqrt());
             chosen.push(format!("optim.lr = {lr} for batches of {batch_rows} rows"));
@@ -461,7 +490,7 @@ impl Recipe {
             "optim.clip_norm",
             "must be 0 or more",
         )?;
-        let spike_z = o.spike_z.unwrap_or(10.0);
+        let spike_z = o.spike_z.unwrap_or(if learns_answers { 10.0 } else { 0.0 });
         check(
             spike_z.is_finite() && spike_z >= 0.0,
             "optim.spike_z",
@@ -484,14 +513,14 @@ impl Recipe {
     }
 }
 
-fn setting(field: &'static str, reason: &str) -> TrainError {
+pub(super) fn setting(field: &'static str, reason: &str) -> TrainError {
     TrainError::Setting {
         field,
         reason: reason.to_string(),
     }
 }
 
-fn check(fine: bool, field: &'static str, reason: &str) -> Result<(), TrainError> {
+pub(super) fn check(fine: bool, field: &'static str, reason: &str) -> Result<(), TrainError> {
     if fine {
         Ok(())
     } else {

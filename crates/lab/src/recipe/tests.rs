@@ -86,7 +86,7 @@ fn errors_name_the_path() {
     insta::assert_snapshot!(words("[optim]\nlr = \"fast\""), @r#"recipe.toml: optim.lr: invalid type: string "fast", expected f64"#);
     insta::assert_snapshot!(words("[optim]\nschedule = \"wavy\""), @"recipe.toml: optim.schedule: unknown variant `wavy`, expected one of `cosine`, `linear`, `constant`");
     insta::assert_snapshot!(words("[lora]\ntargets = [\"q\", \"lm_head\"]"), @"recipe.toml: lora.targets[1]: unknown variant `lm_head`, expected one of `q`, `q_proj`, `k`, `k_proj`, `v`, `v_proj`, `o`, `o_proj`, `gate`, `gate_proj`, `up`, `up_proj`, `down`, `down_proj`");
-    insta::assert_snapshot!(words("epochs = 3"), @"recipe.toml: epochs: unknown field `epochs`, expected one of `method`, `base`, `seed`, `max_seq_len`, `skip_long`, `micro_tokens`, `memory_mb`, `share_prefixes`, `data`, `lora`, `optim`, `valid`, `checkpoint`");
+    insta::assert_snapshot!(words("epochs = 3"), @"recipe.toml: epochs: unknown field `epochs`, expected one of `method`, `base`, `seed`, `max_seq_len`, `skip_long`, `micro_tokens`, `memory_mb`, `share_prefixes`, `data`, `lora`, `preference`, `optim`, `valid`, `checkpoint`");
     insta::assert_snapshot!(words("seed = \n"), @"recipe.toml: line 1: string values must be quoted, expected literal string");
 }
 
@@ -198,4 +198,38 @@ fn every_weight_is_trained_at_a_tenth_of_the_rate_and_without_an_adapter() {
     let both = parse("method = \"full\"\n[lora]\nrank = 8").unwrap();
     let error = both.resolve(&facts(3000, 90_000)).unwrap_err();
     insta::assert_snapshot!(error, @"`lora` shapes an adapter, but `method = \"full\"` trains every weight and none; leave out one of the two");
+}
+
+#[test]
+fn preferences_have_the_defaults_of_their_papers_and_no_setting_of_another_method() {
+    let settings = |text: &str| parse(text).unwrap().resolve(&facts(800, 160_000));
+    let dpo = settings("method = \"dpo\"").unwrap().settings;
+    assert_eq!(dpo.preference, Some(PreferenceSettings::Dpo { beta: 0.1 }));
+    assert!(dpo.lora.is_some());
+    assert_eq!((dpo.optim.epochs, dpo.optim.spike_z), (3, 0.0));
+    assert_eq!((dpo.optim.batch_rows, dpo.optim.lr), (8, 7.1e-5));
+    let simpo = settings("method = \"simpo\"\n[preference]\ngamma = 0.5").unwrap();
+    let expected = PreferenceSettings::Simpo {
+        beta: 2.0,
+        gamma: 0.5,
+    };
+    assert_eq!(simpo.settings.preference, Some(expected));
+    let words = |text: &str| settings(text).unwrap_err().to_string();
+    insta::assert_snapshot!(words("method = \"orpo\"\n[preference]\nbeta = 0.1"), @r#"`preference.beta` is no setting of `method = "orpo"`, which has `preference.lambda`; leave it out"#);
+    insta::assert_snapshot!(words("[preference]\nbeta = 0.1"), @r#"`preference.beta` is no setting of `method = "sft"`, which learns no preferences; leave it out"#);
+    insta::assert_snapshot!(words("method = \"dpo\"\n[preference]\nbeta = 0"), @"`preference.beta` must be above 0");
+    insta::assert_snapshot!(words("method = \"kto\"\n[preference]\ndesirable_weight = -1"), @"`preference.desirable_weight` must be 0 or more");
+    let error = parse("method = \"ppo\"").unwrap_err();
+    insta::assert_snapshot!(error, @"recipe.toml: method: unknown variant `ppo`, expected one of `sft`, `full`, `dpo`, `orpo`, `kto`, `simpo`");
+    let error = parse("[preference]\nbeat = 1.0").unwrap_err();
+    insta::assert_snapshot!(error, @"recipe.toml: preference.beat: unknown field `beat`, expected one of `beta`, `gamma`, `lambda`, `desirable_weight`, `undesirable_weight`");
+}
+
+#[test]
+fn a_recipe_without_preferences_is_written_as_before() {
+    let text = parse(FULL).unwrap().to_toml();
+    assert!(!text.contains("preference"), "{text}");
+    let settings = parse(FULL).unwrap().resolve(&facts(100, 5000)).unwrap();
+    let text = serde_json::to_string(&settings.settings).unwrap();
+    assert!(!text.contains("preference"), "{text}");
 }

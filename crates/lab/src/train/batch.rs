@@ -18,8 +18,23 @@ use crate::recipe::Settings;
 /// Batches sorted together by length.
 const POOL_BATCHES: usize = 32;
 
-/// One example as token ids, with the tokens that carry a loss marked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What is known of a row's answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is to be learnt.
+    #[default]
+    Taught,
+    /// It is preferred to that of the row after it, or desirable.
+    Chosen,
+    /// The one before it is preferred to it, or it is undesirable.
+    Rejected,
+    /// It belongs to another prompt, and tells how far the policy has moved ([`super::preference::loss::kto_kl`]).
+    Mismatched,
+}
+
+/// One conversation as token ids, with the tokens that carry a loss marked. An example is one row, or two, one after the
+/// other: see [`TrainPlan::train`].
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrainRow {
     /// The whole row, prompt and answers.
     pub tokens: Vec<u32>,
@@ -27,12 +42,20 @@ pub struct TrainRow {
     pub trained: Vec<bool>,
     /// Line in its file, from 1.
     pub line: usize,
+    /// What is known of its answer.
+    pub verdict: Verdict,
 }
 
 impl TrainRow {
     /// Targets of this row. Its first token has nothing before it and is never one.
     pub fn n_trained(&self) -> usize {
         self.trained.iter().skip(1).filter(|t| **t).count()
+    }
+
+    /// Tokens before the first target.
+    pub fn prompt_len(&self) -> usize {
+        let first = self.trained.iter().skip(1).position(|t| *t);
+        first.map_or(self.tokens.len(), |at| at + 1)
     }
 }
 
@@ -112,9 +135,9 @@ impl<'a> Batches<'a> {
     pub(crate) fn new(plan: &'a TrainPlan) -> Self {
         Self {
             order: &plan.order,
-            lens: plan.train.iter().map(|row| row.tokens.len()).collect(),
+            lens: example_lens(&plan.train, plan.settings.rows_per_example()),
             groups: if plan.settings.share_prefixes {
-                groups(&plan.train)
+                example_groups(&plan.train, plan.settings.rows_per_example())
             } else {
                 Vec::new()
             },
@@ -132,7 +155,7 @@ impl<'a> Batches<'a> {
         }
     }
 
-    /// Row indices of step `step`, from 0.
+    /// Indices of the examples of step `step`, from 0.
     pub(crate) fn at(&mut self, step: usize) -> &[usize] {
         if let BatchOrder::Given(batches) = self.order {
             return &batches[step];
@@ -148,6 +171,23 @@ impl<'a> Batches<'a> {
         let (_, batches) = self.epoch.as_ref().expect("filled above");
         &batches[step % per_epoch]
     }
+}
+
+/// Tokens of each example's rows.
+pub(crate) fn example_lens(rows: &[TrainRow], per_example: usize) -> Vec<usize> {
+    let len = |rows: &[TrainRow]| rows.iter().map(|row| row.tokens.len()).sum();
+    rows.chunks(per_example).map(len).collect()
+}
+
+/// The group of each example: that of its first row.
+pub(crate) fn example_groups(rows: &[TrainRow], per_example: usize) -> Vec<usize> {
+    groups(rows).into_iter().step_by(per_example).collect()
+}
+
+/// Indices of the rows of some examples.
+pub(crate) fn rows_of(examples: &[usize], per_example: usize) -> Vec<usize> {
+    let rows = |example: &usize| example * per_example..(example + 1) * per_example;
+    examples.iter().flat_map(rows).collect()
 }
 
 /// The batches of one epoch, as row indices. Rows of one group (see [`super::tree::groups`]) meet where they can; an
@@ -186,7 +226,7 @@ pub(crate) fn mean_loss<T: Trainable + ?Sized>(
     Ok(total.mean())
 }
 
-/// SHA-256 over the rows as they are trained: ids and masks, in order.
+/// SHA-256 over the rows as they are trained: ids and masks, in order, and what is known of their answers.
 pub fn rows_sha256(rows: &[TrainRow]) -> String {
     let mut hash = Sha256::new();
     for row in rows {
@@ -197,6 +237,9 @@ pub fn rows_sha256(rows: &[TrainRow]) -> String {
         row.trained
             .iter()
             .for_each(|trained| hash.update([u8::from(*trained)]));
+        if row.verdict != Verdict::Taught {
+            hash.update([row.verdict as u8]);
+        }
     }
     format!("{:x}", hash.finalize())
 }

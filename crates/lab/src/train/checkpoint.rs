@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::adamw::AdamW;
 use super::guard::Guard;
-use super::{AdapterFile, Form, TrainError, Trainable};
+use super::{AdapterFile, Form, PreferenceStats, TrainError, Trainable};
 
 const COMPLETE: &str = "COMPLETE";
 const MANIFEST: &str = "manifest.json";
@@ -47,6 +47,9 @@ pub(crate) struct LoopState {
     pub(crate) last_loss: u64,
     /// Step and bits of the best validation loss.
     pub(crate) best: Option<(usize, u64)>,
+    /// What the best one said of preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) best_preference: Option<PreferenceStats>,
     /// Validations since then.
     pub(crate) stale: usize,
     /// Whether the run stops here although steps are left.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::batch::Batches;
+use super::batch::{Batches, rows_of};
 use super::tree::{micro_batches, pack};
 use super::{Form, TrainError, TrainPlan, Trainable, peak_rss_mb, status_mb};
 
@@ -66,6 +66,7 @@ pub fn estimate<T: Trainable + ?Sized>(
         let mut batch = batches.at(step).to_vec();
         batch.retain(|row| !plan.skipped.contains(row));
         rows += batch.len() as u64;
+        let batch = rows_of(&batch, settings.rows_per_example());
         let lens = batch.iter().map(|row| plan.train[*row].tokens.len() as u64);
         tokens += lens.sum::<u64>();
         passes.extend(micro_batches(&plan.train, &batch, cap, share));
@@ -86,7 +87,13 @@ pub fn estimate<T: Trainable + ?Sized>(
     };
     let n_params = params.len();
     model.set_params(&params);
-    let mut time = Timing::default();
+    // Preferences take a pass that scores, and once for each example the reference's.
+    let forwards = match &settings.preference {
+        None => 0.0,
+        Some(preference) if preference.has_reference() => 1.0 + 1.0 / settings.optim.epochs as f64,
+        Some(_) => 1.0,
+    };
+    let (mut time, mut forward) = (Timing::default(), Timing::default());
     let mut grads = vec![0f32; n_params];
     // The largest first: it takes the memory that the others then find there.
     let middles = (0..TIMED).map(|i| (2 * i + 1) * passes.len() / (2 * TIMED));
@@ -102,8 +109,13 @@ pub fn estimate<T: Trainable + ?Sized>(
             continue;
         }
         time.add(packed.tokens.len(), seconds);
+        if forwards > 0.0 {
+            let began = clock();
+            model.loss(&packed)?;
+            forward.add(packed.tokens.len(), (clock() - began).as_secs_f64());
+        }
     }
-    let train_s = time.of(computed_tokens);
+    let train_s = time.of(computed_tokens) + forwards * forward.of(computed_tokens);
     let mut valid_s = 0.0;
     if !plan.valid.is_empty() {
         let which: Vec<usize> = (0..plan.valid.len()).collect();

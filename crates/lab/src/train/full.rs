@@ -102,6 +102,17 @@ impl Trainable for FullTrainer<'_> {
         Ok(self.model.loss(None, batch, &mut self.work, &self.compute))
     }
 
+    fn target_losses(
+        &mut self,
+        batch: &PackedBatch,
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError> {
+        self.loss(batch)?;
+        losses.clear();
+        losses.extend_from_slice(self.work.target_losses());
+        Ok(())
+    }
+
     fn form(&self) -> Form<'_> {
         Form::Model(self)
     }
@@ -143,6 +154,7 @@ mod tests {
                     .map(|i| i > range.start && is_target(&i))
                     .collect(),
                 line: line + 1,
+                ..TrainRow::default()
             }
         };
         golden.seq_lens().into_iter().enumerate().map(row).collect()

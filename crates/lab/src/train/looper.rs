@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::adamw::AdamW;
-use super::batch::{Batches, mean_loss};
+use super::batch::Batches;
 use super::checkpoint::{Checkpoints, LoopState, Snapshot, file_sha256};
+use super::objective::{BatchLoss, Objective, Side};
 use super::run_dir::RunDir;
 use super::step::Next;
-use super::{Outcome, TrainError, TrainPlan, TrainResult, Trainable, peak_rss_mb};
+use super::{Outcome, PreferenceStats, TrainError, TrainPlan, TrainResult, Trainable, peak_rss_mb};
 use crate::events::{EventLog, RunEvent};
 
 /// One session of a run: from its start or a checkpoint to its end or an interruption.
@@ -23,6 +24,7 @@ pub(super) struct Session<'a, T: ?Sized> {
     checkpoints: Checkpoints,
     log: EventLog,
     pub(super) snapshot: Snapshot,
+    pub(super) objective: Objective<'a>,
     /// Step and time of the newest checkpoint.
     saved: (usize, Duration),
 }
@@ -54,8 +56,10 @@ pub(super) fn run<T: Trainable + ?Sized>(
         );
     }
     let step = snapshot.state.step;
+    let objective = Objective::new(plan, || start(plan, model).params);
     let mut session = Session {
         plan,
+        objective,
         model,
         clock,
         on_event,
@@ -144,11 +148,13 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
     fn validate(&mut self) -> Result<Next, TrainError> {
         let settings = &self.plan.settings;
         let began = self.now();
-        let loss = loop {
+        let (loss, preference) = loop {
             let rows = self.valid_rows();
-            let loss = mean_loss(self.model, &self.plan.valid, &rows, settings)?;
+            let BatchLoss {
+                loss, preference, ..
+            } = self.loss(Side::Valid, &rows)?;
             if loss.is_finite() {
-                break loss;
+                break (loss, preference.map(PreferenceStats::with_interval));
             }
             if let Some(undo) = self.validation_trouble(&rows)? {
                 return Ok(undo);
@@ -161,13 +167,19 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
             .is_none_or(|(_, bits)| loss < f64::from_bits(bits));
         if best {
             state.best = Some((step, loss.to_bits()));
+            state.best_preference = preference;
             state.stale = 0;
             self.snapshot.best_params = Some(self.snapshot.params.clone());
         } else {
             state.stale += 1;
         }
         self.snapshot.state.valid_s += self.since(began);
-        self.tell(RunEvent::Valid { step, loss, best })?;
+        self.tell(RunEvent::Valid {
+            step,
+            loss,
+            best,
+            preference,
+        })?;
         let state = &mut self.snapshot.state;
         let patience = settings.valid.patience;
         if patience > 0 && state.stale >= patience && step < settings.optim.steps {
@@ -269,6 +281,7 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
             rows_per_s: rate(state.rows, state.train_s),
             last_loss: f64::from_bits(state.last_loss),
             valid_loss: state.best.map(|(_, bits)| f64::from_bits(bits)),
+            valid_preference: state.best_preference,
             dropped: self.places(),
             peak_rss_mb: peak_rss_mb(),
             adapter,

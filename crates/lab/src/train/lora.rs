@@ -122,6 +122,36 @@ impl Trainable for LoraTrainer<'_> {
             .loss(Some(&self.lora), batch, &mut self.work, &self.compute))
     }
 
+    fn target_losses(
+        &mut self,
+        batch: &PackedBatch,
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError> {
+        self.loss(batch)?;
+        losses.clear();
+        losses.extend_from_slice(self.work.target_losses());
+        Ok(())
+    }
+
+    fn weighed_loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        grads: &mut [f32],
+    ) -> Result<(), TrainError> {
+        self.model.weighed_loss_and_grads(
+            &self.lora,
+            batch,
+            scale,
+            weigh,
+            grads,
+            &mut self.work,
+            &self.compute,
+        );
+        Ok(())
+    }
+
     fn form(&self) -> Form<'_> {
         Form::Adapter(self)
     }
@@ -197,6 +227,13 @@ mod tests {
         fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError> {
             self.trainer.loss(batch)
         }
+        fn target_losses(
+            &mut self,
+            batch: &PackedBatch,
+            losses: &mut Vec<f64>,
+        ) -> Result<(), TrainError> {
+            self.trainer.target_losses(batch, losses)
+        }
         fn form(&self) -> Form<'_> {
             self.trainer.form()
         }
@@ -218,6 +255,7 @@ mod tests {
                 tokens: tokens[range.clone()].to_vec(),
                 trained: range.clone().map(is_trained).collect(),
                 line: line + 1,
+                ..TrainRow::default()
             }
         };
         golden.seq_lens().into_iter().enumerate().map(row).collect()

@@ -23,7 +23,9 @@ mod guard;
 mod looper;
 mod lora;
 mod memory;
+mod objective;
 mod plan;
+pub mod preference;
 pub mod rng;
 mod run_dir;
 pub mod schedule;
@@ -35,14 +37,15 @@ mod toy;
 mod tree;
 
 pub use bantam_model::{LossReport, PackedBatch, Segment, Target};
-pub use batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
+pub use batch::{BatchOrder, TrainRow, Verdict, epoch_batches, rows_sha256};
 pub use error::TrainError;
 pub use estimate::{Estimate, estimate};
 pub use full::FullTrainer;
 pub use lora::{LoraTrainer, initial_lora};
 pub use memory::Memory;
 pub use plan::{PlanInput, TrainPlan};
-pub use tree::{micro_batches, pack};
+pub use preference::PreferenceStats;
+pub use tree::{micro_batches, pack, pack_owned};
 
 /// What the loop needs of a model: a flat vector of parameters, a loss and its gradient.
 ///
@@ -71,6 +74,30 @@ pub trait Trainable {
 
     /// Loss of a batch.
     fn loss(&mut self, batch: &PackedBatch) -> Result<LossReport, TrainError>;
+
+    /// The unweighted loss of each target of a batch, in their order: minus the log-probability of its token.
+    fn target_losses(
+        &mut self,
+        batch: &PackedBatch,
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError>;
+
+    /// As [`Trainable::loss_and_grads`] where `weigh` makes the targets' weights from their losses.
+    fn weighed_loss_and_grads(
+        &mut self,
+        batch: &PackedBatch,
+        scale: f64,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        grads: &mut [f32],
+    ) -> Result<(), TrainError> {
+        let mut losses = Vec::new();
+        self.target_losses(batch, &mut losses)?;
+        let mut weighed = batch.clone();
+        let targets = weighed.targets.iter_mut().zip(weigh(&losses));
+        targets.for_each(|(target, weight)| target.weight = weight);
+        self.loss_and_grads(&weighed, scale, grads)?;
+        Ok(())
+    }
 
     /// What the parameters become on disk.
     fn form(&self) -> Form<'_>;
@@ -161,6 +188,9 @@ pub struct TrainResult {
     pub last_loss: f64,
     /// Best validation loss, if there was validation: the one of the adapter.
     pub valid_loss: Option<f64>,
+    /// How well answers were told apart in that validation, if preferences were learnt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_preference: Option<PreferenceStats>,
     /// Rows that were left out because the model makes no sense of them, as `file:line`.
     #[serde(default)]
     pub dropped: Vec<String>,

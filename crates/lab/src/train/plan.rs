@@ -7,12 +7,17 @@ use bantam_model::{ModelConfig, Proj, Recompute};
 use sha2::{Digest, Sha256};
 
 use super::TrainError;
-use super::batch::{BatchOrder, TrainRow, epoch_batches, rows_sha256};
+use super::batch::{
+    BatchOrder, TrainRow, Verdict, epoch_batches, example_groups, example_lens, rows_of,
+    rows_sha256,
+};
 use super::memory::{MOST_TOKENS, Memory};
-use super::tree::{groups, pack};
+use super::preference::kto::{mismatched, one_sided};
+use super::tree::pack;
 use crate::export::Adapter;
 use crate::recipe::{
-    Facts, InitFacts, LoraSettings, MachineSettings, Recipe, Resolved, Settings, TargetModule,
+    Facts, InitFacts, Lines, LoraSettings, MachineSettings, Recipe, Resolved, Settings,
+    TargetModule,
 };
 
 /// What a plan is made from.
@@ -20,7 +25,7 @@ use crate::recipe::{
 pub struct PlanInput {
     /// The recipe, command line laid over it.
     pub recipe: Recipe,
-    /// Training rows, in file order.
+    /// Training rows, in file order; of pairs, the preferred answer's before the other's.
     pub train: Vec<TrainRow>,
     /// Validation rows of a file of their own; empty for none.
     pub valid: Vec<TrainRow>,
@@ -55,7 +60,9 @@ pub struct TrainPlan {
     pub chosen: Vec<String>,
     /// What the user should know before the run, a sentence each.
     pub warnings: Vec<String>,
-    /// Rows to train on.
+    /// Rows to train on: one an example, or two where preferences are learnt, the second of a pair being the answer that
+    /// is not preferred, and of a judged answer the answer to another prompt
+    /// ([`Settings::rows_per_example`](crate::recipe::Settings::rows_per_example)).
     pub train: Vec<TrainRow>,
     /// Rows to validate on.
     pub valid: Vec<TrainRow>,
@@ -63,7 +70,7 @@ pub struct TrainPlan {
     pub order: BatchOrder,
     /// The parameters to begin from, if they are not drawn at random.
     pub init: Option<Vec<f32>>,
-    /// Indices of the rows that `data.skip_lines` leaves out.
+    /// Indices of the examples that `data.skip_lines` leaves out.
     pub skipped: BTreeSet<usize>,
     /// Which activations are computed twice instead of being kept: changes no bit, and is in no settings.
     pub recompute: Recompute,
@@ -76,6 +83,16 @@ pub struct TrainPlan {
 }
 
 impl TrainPlan {
+    /// Examples to train on.
+    pub fn n_train(&self) -> usize {
+        self.train.len() / self.settings.rows_per_example()
+    }
+
+    /// Examples to validate on.
+    pub fn n_valid(&self) -> usize {
+        self.valid.len() / self.settings.rows_per_example()
+    }
+
     /// Checks the rows, holds some out if asked to, and resolves the settings.
     pub fn new(input: PlanInput) -> Result<Self, TrainError> {
         let PlanInput {
@@ -105,6 +122,8 @@ impl TrainPlan {
                 reason,
             });
         }
+        let lines = recipe.method.unwrap_or_default().lines();
+        let per_line = if lines == Lines::Pairs { 2 } else { 1 };
         let skip_long = recipe.skip_long.unwrap_or(false);
         let mut warnings = Vec::new();
         for (path, rows) in [(&train_path, &mut train), (&valid_path, &mut valid)] {
@@ -114,28 +133,44 @@ impl TrainPlan {
                     line: row.line,
                 });
             }
-            let before = rows.len();
-            let too_long = too_long(path, rows, max_seq_len);
-            rows.retain(|row| row.tokens.len() <= max_seq_len);
-            match too_long {
-                Some(error) if !skip_long => return Err(error),
-                _ if rows.len() < before => {
-                    let skipped = before - rows.len();
-                    let path = path.display();
-                    warnings.push(format!("{path}: {skipped} of {before} rows have more than {max_seq_len} tokens and are left out"));
-                }
-                _ => {}
+            let fits = |rows: &[TrainRow]| rows.iter().all(|row| row.tokens.len() <= max_seq_len);
+            let n = rows.len() / per_line;
+            let n_long = rows.chunks(per_line).filter(|rows| !fits(rows)).count();
+            if n_long > 0 && !skip_long {
+                return Err(too_long(path, rows, max_seq_len, (n_long, n)));
+            }
+            if n_long > 0 {
+                let whole = rows.chunks(per_line).filter(|rows| fits(rows));
+                *rows = whole.flatten().cloned().collect();
+                let path = path.display();
+                let what = match lines {
+                    Lines::Pairs => "pairs have an answer of",
+                    Lines::Rows | Lines::Judged => "rows have",
+                };
+                warnings.push(format!(
+                    "{path}: {n_long} of {n} {what} more than {max_seq_len} tokens and are left out"
+                ));
             }
         }
         let fraction = recipe.valid_fraction()?;
         if fraction > 0.0 {
-            (train, valid) = hold_out(train, fraction)?;
+            (train, valid) = hold_out(train, per_line, fraction)?;
         }
         if train.is_empty() {
             return Err(TrainError::NoRows { path: train_path });
         }
+        let mut per_example = per_line;
+        if lines == Lines::Judged {
+            warnings.extend(one_sided(&train, &train_path));
+            (train, valid) = (
+                mismatched(train, max_seq_len),
+                mismatched(valid, max_seq_len),
+            );
+            per_example = 2;
+        }
         let skipped = skipped(
             &train,
+            per_example,
             recipe.data.skip_lines.as_deref().unwrap_or_default(),
         )?;
         let given_batches = match &order {
@@ -153,10 +188,14 @@ impl TrainPlan {
             ));
         }
         let facts = Facts {
-            rows: train.len(),
+            rows: train.len() / per_example,
             tokens: train.iter().map(|row| row.tokens.len() as u64).sum(),
-            trained_tokens: train.iter().map(|row| row.n_trained() as u64).sum(),
-            valid_rows: valid.len(),
+            trained_tokens: train
+                .iter()
+                .filter(|row| row.verdict != Verdict::Mismatched)
+                .map(|row| row.n_trained() as u64)
+                .sum(),
+            valid_rows: valid.len() / per_example,
             train_sha256: rows_sha256(&train),
             valid_sha256: rows_sha256(&valid),
             base_name,
@@ -241,10 +280,14 @@ fn wanted(
 /// Tokens that an average batch computes, if that is at most `most`: a beginning that all its rows share is then
 /// computed once, not once a micro-batch.
 fn whole_batch(rows: &[TrainRow], settings: &Settings, most: usize) -> usize {
-    let lens: Vec<usize> = rows.iter().map(|row| row.tokens.len()).collect();
-    let groups = groups(rows);
+    let per_example = settings.rows_per_example();
+    let lens = example_lens(rows, per_example);
+    let groups = example_groups(rows, per_example);
     let batches = epoch_batches(&lens, &groups, settings.optim.batch_rows, settings.seed, 0);
-    let computed = |batch: &Vec<usize>| pack(rows, batch, true).tokens.len();
+    let computed = |batch: &Vec<usize>| {
+        let batch = rows_of(batch, per_example);
+        pack(rows, &batch, true).tokens.len()
+    };
     let looked_at = batches.len().min(32);
     let all: usize = batches[..looked_at].iter().map(computed).sum();
     // A tenth more: most batches are then whole, not half of them.
@@ -252,17 +295,29 @@ fn whole_batch(rows: &[TrainRow], settings: &Settings, most: usize) -> usize {
     (whole.div_ceil(32) * 32).clamp(settings.micro_tokens, most.max(settings.micro_tokens))
 }
 
-/// Indices of the rows of these lines.
-fn skipped(rows: &[TrainRow], lines: &[usize]) -> Result<BTreeSet<usize>, TrainError> {
-    let find = |line: &usize| {
-        let found = rows.iter().position(|row| row.line == *line);
-        found.ok_or_else(|| TrainError::Setting {
-            field: "data.skip_lines",
-            reason: format!("names line {line}, on which there is no row to train on"),
-        })
-    };
-    let found: BTreeSet<usize> = lines.iter().map(find).collect::<Result<_, _>>()?;
-    if found.len() == rows.len() {
+/// Indices of the examples of these lines.
+fn skipped(
+    rows: &[TrainRow],
+    per_example: usize,
+    lines: &[usize],
+) -> Result<BTreeSet<usize>, TrainError> {
+    let mut found = BTreeSet::new();
+    for line in lines {
+        let examples = rows.chunks(per_example).enumerate();
+        let before = found.len();
+        found.extend(
+            examples
+                .filter(|(_, rows)| rows[0].line == *line)
+                .map(|(i, _)| i),
+        );
+        if found.len() == before && lines.iter().filter(|other| *other == line).count() == 1 {
+            return Err(TrainError::Setting {
+                field: "data.skip_lines",
+                reason: format!("names line {line}, on which there is no row to train on"),
+            });
+        }
+    }
+    if found.len() == rows.len() / per_example {
         return Err(TrainError::Setting {
             field: "data.skip_lines",
             reason: "leaves no row to train on".to_string(),
@@ -289,30 +344,38 @@ fn init_facts(adapter: &Adapter) -> InitFacts {
     }
 }
 
-fn too_long(path: &std::path::Path, rows: &[TrainRow], max_seq_len: usize) -> Option<TrainError> {
-    let first = rows.iter().find(|row| row.tokens.len() > max_seq_len)?;
-    Some(TrainError::TooLong {
+fn too_long(
+    path: &std::path::Path,
+    rows: &[TrainRow],
+    max_seq_len: usize,
+    (count, n): (usize, usize),
+) -> TrainError {
+    let first = rows.iter().find(|row| row.tokens.len() > max_seq_len);
+    TrainError::TooLong {
         path: path.to_path_buf(),
-        line: first.line,
-        tokens: first.tokens.len(),
+        line: first.map_or(0, |row| row.line),
+        tokens: first.map_or(0, |row| row.tokens.len()),
         max_seq_len,
-        count: rows
-            .iter()
-            .filter(|row| row.tokens.len() > max_seq_len)
-            .count(),
-        rows: rows.len(),
+        count,
+        rows: n,
         longest: rows.iter().map(|row| row.tokens.len()).max().unwrap_or(0),
-    })
+    }
 }
 
-/// Splits by hash of the row, so that equal rows stay on one side and adding rows moves none of the old ones.
+/// Splits by hash of the row, so that equal rows stay on one side and adding rows moves none of the old ones; of
+/// preferences, by hash of the prompt, so that no answer to a prompt is learnt whose other answer is validated on.
 fn hold_out(
     rows: Vec<TrainRow>,
+    per_line: usize,
     fraction: f64,
 ) -> Result<(Vec<TrainRow>, Vec<TrainRow>), TrainError> {
     let key = |row: &TrainRow| {
         let mut hash = Sha256::new();
-        row.tokens
+        let hashed = match row.verdict {
+            Verdict::Taught => row.tokens.len(),
+            _ => row.prompt_len(),
+        };
+        row.tokens[..hashed]
             .iter()
             .for_each(|token| hash.update(token.to_le_bytes()));
         u64::from_le_bytes(
@@ -322,7 +385,15 @@ fn hold_out(
         )
     };
     let limit = (fraction * u64::MAX as f64) as u64;
-    let (valid, train): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| key(row) < limit);
+    let (mut train, mut valid) = (Vec::new(), Vec::new());
+    for rows in rows.chunks(per_line) {
+        let side = if key(&rows[0]) < limit {
+            &mut valid
+        } else {
+            &mut train
+        };
+        side.extend_from_slice(rows);
+    }
     if valid.is_empty() || train.is_empty() {
         let side = if valid.is_empty() {
             "validate on"
@@ -331,7 +402,7 @@ fn hold_out(
         };
         let reason = format!(
             "leaves nothing to {side}: {} rows are too few for it",
-            valid.len() + train.len()
+            rows.len() / per_line
         );
         return Err(TrainError::Setting {
             field: "data.valid_fraction",
@@ -356,6 +427,7 @@ mod tests {
                 tokens,
                 trained: vec![true; *len],
                 line: i + 1,
+                ..TrainRow::default()
             }
         };
         let data = DataRecipe {

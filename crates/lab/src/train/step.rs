@@ -7,12 +7,12 @@
 //! that would have left the row out from the start (`data.skip_lines`): the same bytes.
 
 use super::adamw::{AdamWConfig, clip_scale};
-use super::batch::mean_loss;
+use super::batch::rows_of;
 use super::guard::{MAX_UNDONE, Trouble, max_dropped};
 use super::looper::{Session, rate};
+use super::objective::{BatchLoss, Side};
 use super::schedule::lr_at;
-use super::tree::{micro_batches, pack};
-use super::{LossReport, TrainError, TrainRow, Trainable};
+use super::{TrainError, TrainRow, Trainable};
 use crate::events::{DroppedRow, RunEvent};
 use bantam_kernels::optim;
 
@@ -32,9 +32,8 @@ pub(super) enum Next {
 
 /// A batch's gradient is in the caller's buffer; this is the rest.
 struct Gradient {
-    loss: f64,
+    of: BatchLoss,
     norm: f64,
-    computed: u64,
 }
 
 impl<T: Trainable + ?Sized> Session<'_, T> {
@@ -60,7 +59,7 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
             }
             let gradient = self.gradient(&rows, grads)?;
             let guard = &self.snapshot.state.guard;
-            let Some(trouble) = guard.judge(gradient.loss, gradient.norm, z) else {
+            let Some(trouble) = guard.judge(gradient.of.loss, gradient.norm, z) else {
                 return self.update(&rows, grads, &gradient, began);
             };
             if let Some(step) = self.ruined_by()? {
@@ -89,27 +88,20 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
         }
     }
 
-    /// Adds up the gradient of some rows, as the mean over their targets.
+    /// Adds up the gradient of some examples.
     fn gradient(&mut self, batch: &[usize], grads: &mut [f32]) -> Result<Gradient, TrainError> {
-        let (settings, rows) = (&self.plan.settings, &self.plan.train);
-        let weight: usize = batch.iter().map(|&row| rows[row].n_trained()).sum();
-        grads.fill(0.0);
-        let (mut report, mut computed) = (LossReport::default(), 0);
-        let (cap, share) = (settings.micro_tokens, settings.share_prefixes);
-        for micro in micro_batches(rows, batch, cap, share) {
-            let packed = pack(rows, &micro, share);
-            computed += packed.tokens.len() as u64;
-            report.merge(
-                &self
-                    .model
-                    .loss_and_grads(&packed, 1.0 / weight as f64, grads)?,
-            );
-        }
+        let params = &self.snapshot.params;
+        let of = self.objective.gradient(self.model, params, batch, grads)?;
         Ok(Gradient {
-            loss: report.mean(),
             norm: optim::norm(self.model.compute(), grads),
-            computed,
+            of,
         })
+    }
+
+    /// The loss of some examples.
+    pub(super) fn loss(&mut self, side: Side, examples: &[usize]) -> Result<BatchLoss, TrainError> {
+        let params = &self.snapshot.params;
+        self.objective.loss(self.model, params, side, examples)
     }
 
     /// Moves the parameters, unless that would leave some that are no numbers.
@@ -147,27 +139,32 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
         }
         self.model.set_params(&self.snapshot.params);
 
-        let tokens: u64 = batch.iter().map(|&row| rows[row].tokens.len() as u64).sum();
+        let rows_of_batch = rows_of(batch, self.plan.settings.rows_per_example());
+        let lens = rows_of_batch
+            .iter()
+            .map(|&row| rows[row].tokens.len() as u64);
+        let tokens: u64 = lens.sum();
         let seconds = self.since(began);
         let state = &mut self.snapshot.state;
         state.step += 1;
         state.rows += batch.len() as u64;
         state.tokens += tokens;
-        state.computed += gradient.computed;
+        state.computed += gradient.of.computed;
         state.train_s += seconds;
-        state.last_loss = gradient.loss.to_bits();
+        state.last_loss = gradient.of.loss.to_bits();
         state.last_update = Some((done, batch.to_vec()));
-        state.guard.remember(gradient.loss);
+        state.guard.remember(gradient.of.loss);
         let event = RunEvent::Step {
             step: state.step,
             total: optim.steps,
-            loss: gradient.loss,
+            loss: gradient.of.loss,
             lr,
             tokens,
-            computed: gradient.computed,
+            computed: gradient.of.computed,
             grad_norm: gradient.norm,
             elapsed_s: state.train_s,
             tok_per_s: rate(state.tokens, state.train_s),
+            preference: gradient.of.preference,
         };
         self.tell(event)?;
         Ok(Next::Go)
@@ -179,7 +176,7 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
             return Ok(None);
         };
         let settings = &self.plan.settings;
-        let loss = mean_loss(self.model, &self.plan.train, &rows, settings)?;
+        let loss = self.loss(Side::Train, &rows)?.loss;
         let was = f64::from_bits(self.snapshot.state.last_loss);
         let limit = self.snapshot.state.guard.limit(settings.optim.spike_z);
         let is_ruined = !loss.is_finite() || limit.is_some_and(|limit| loss > was + limit.rise);
@@ -195,17 +192,13 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
     ) -> Result<Vec<(usize, String)>, TrainError> {
         let mut guilty = Vec::new();
         for &row in batch {
-            let packed = pack(&self.plan.train, &[row], false);
             let reason = match trouble {
                 Trouble::Gradient => {
-                    grads.fill(0.0);
-                    self.model
-                        .loss_and_grads(&packed, 1.0 / batch.len() as f64, grads)?;
-                    let norm = optim::norm(self.model.compute(), grads);
+                    let norm = self.gradient(&[row], grads)?.norm;
                     (!norm.is_finite()).then(|| "its gradient is not a number".to_string())
                 }
                 _ => {
-                    let loss = self.model.loss(&packed)?.mean();
+                    let loss = self.loss(Side::Train, &[row])?.loss;
                     match trouble {
                         _ if !loss.is_finite() => Some("its loss is not a number".to_string()),
                         Trouble::Spike { limit, .. }
@@ -236,10 +229,10 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
             for_good: true,
         })?;
         let n = self.snapshot.state.guard.dropped.len();
-        if n > max_dropped(self.plan.train.len()) {
+        if n > max_dropped(self.plan.n_train()) {
             return Err(TrainError::TooManyDropped {
                 count: n,
-                rows: self.plan.train.len(),
+                rows: self.plan.n_train(),
                 step: step + 1,
             });
         }
@@ -291,7 +284,7 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
     /// Rows to validate on.
     pub(super) fn valid_rows(&self) -> Vec<usize> {
         let dropped = &self.snapshot.state.guard.dropped_valid;
-        let all = 0..self.plan.valid.len();
+        let all = 0..self.plan.n_valid();
         all.filter(|row| !dropped.contains(row)).collect()
     }
 
@@ -306,8 +299,7 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
         }
         let mut guilty = Vec::new();
         for &row in rows {
-            let packed = pack(&self.plan.valid, &[row], false);
-            if !self.model.loss(&packed)?.mean().is_finite() {
+            if !self.loss(Side::Valid, &[row])?.loss.is_finite() {
                 guilty.push(row);
             }
         }
@@ -353,8 +345,9 @@ impl<T: Trainable + ?Sized> Session<'_, T> {
         } else {
             &data.train
         };
+        let per_example = self.plan.settings.rows_per_example();
         let named = |row: &usize| DroppedRow {
-            place: format!("{}:{}", path.display(), of[*row].line),
+            place: format!("{}:{}", path.display(), of[*row * per_example].line),
             reason: reason.to_string(),
         };
         rows.iter().map(named).collect()

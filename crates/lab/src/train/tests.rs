@@ -17,6 +17,7 @@ use crate::recipe::{
 };
 
 mod poison;
+mod preference;
 
 const VOCAB: u32 = 11;
 const STEPS: usize = 12;
@@ -117,6 +118,7 @@ fn story(out: &Path) -> Vec<RunEvent> {
             tokens,
             grad_norm,
             computed,
+            preference,
             ..
         } => Some(RunEvent::Step {
             step,
@@ -128,6 +130,7 @@ fn story(out: &Path) -> Vec<RunEvent> {
             computed,
             elapsed_s: 0.0,
             tok_per_s: 0.0,
+            preference,
         }),
         RunEvent::Valid { .. } | RunEvent::EarlyStop { .. } => Some(event),
         _ => None,
@@ -285,6 +288,7 @@ fn cut_off(dir: &Path, stop: usize) -> TrainPlan {
         step: stop + 1,
         loss: 9.0,
         best: false,
+        preference: None,
     };
     write!(
         log,

@@ -6,7 +6,8 @@ use bantam_kernels::{Compute, Isa};
 
 use super::rng::{Purpose, Stream};
 use super::{
-    AdapterFile, AdapterForm, Form, LossReport, PackedBatch, TrainError, TrainRow, Trainable,
+    AdapterFile, AdapterForm, Form, LossReport, PackedBatch, Target, TrainError, TrainRow,
+    Trainable,
 };
 
 /// Logits of the next token given the last one, and nothing else.
@@ -120,6 +121,25 @@ impl Trainable for Bigram {
         Ok(self.run(batch, |_, _, _| {}))
     }
 
+    fn target_losses(
+        &mut self,
+        batch: &PackedBatch,
+        losses: &mut Vec<f64>,
+    ) -> Result<(), TrainError> {
+        losses.clear();
+        for target in &batch.targets {
+            let one = PackedBatch {
+                targets: vec![Target {
+                    weight: 1.0,
+                    ..*target
+                }],
+                ..batch.clone()
+            };
+            losses.push(self.run(&one, |_, _, _| {}).loss_sum);
+        }
+        Ok(())
+    }
+
     fn form(&self) -> Form<'_> {
         Form::Adapter(self)
     }
@@ -158,6 +178,7 @@ pub(crate) fn rows(n: usize, vocab: u32, seed: u64) -> Vec<TrainRow> {
             trained: (0..len).map(|i| i >= 2).collect(),
             tokens,
             line,
+            ..TrainRow::default()
         }
     };
     (1..=n).map(&mut row).collect()

@@ -27,72 +27,105 @@ fn shared(a: &[u32], b: &[u32]) -> usize {
 
 /// Lays out rows: end to end in their order, or with shared beginnings once, sorted.
 pub fn pack(rows: &[TrainRow], batch: &[usize], share_prefixes: bool) -> PackedBatch {
-    let mut packed = PackedBatch::default();
-    let mut batch: Vec<&TrainRow> = batch.iter().map(|row| &rows[*row]).collect();
-    batch.retain(|row| !path(row).is_empty());
+    pack_weighted(rows, batch, share_prefixes, &|_| 1.0).0
+}
+
+/// As [`pack`] with shared beginnings; and of every target, the row it is of.
+pub fn pack_owned(rows: &[TrainRow], batch: &[usize]) -> (PackedBatch, Vec<usize>) {
+    pack_weighted(rows, batch, true, &|_| 1.0)
+}
+
+/// As [`pack`], each row's targets with that row's weight; and of every target, the row it is of.
+pub(crate) fn pack_weighted(
+    rows: &[TrainRow],
+    batch: &[usize],
+    share_prefixes: bool,
+    weight: &dyn Fn(usize) -> f32,
+) -> (PackedBatch, Vec<usize>) {
+    let mut layout = Layout {
+        packed: PackedBatch::default(),
+        owners: Vec::new(),
+        weight,
+    };
+    let mut batch: Vec<(usize, &TrainRow)> = batch.iter().map(|row| (*row, &rows[*row])).collect();
+    batch.retain(|(_, row)| !path(row).is_empty());
     if share_prefixes {
-        batch.sort_by_key(|row| path(row));
-        grow(&mut packed, &batch, (0, 0), None);
+        batch.sort_by_key(|(_, row)| path(row));
+        layout.grow(&batch, (0, 0), None);
     } else {
         for row in batch {
-            add(&mut packed, &[row], 0..path(row).len(), None);
+            layout.add(&[row], 0..path(row.1).len(), None);
         }
     }
-    packed
+    (layout.packed, layout.owners)
 }
 
-/// Adds sorted rows that agree up to `seen` and are laid down up to `depth`, the end of segment `parent`.
-fn grow(
-    packed: &mut PackedBatch,
-    rows: &[&TrainRow],
-    (depth, seen): (usize, usize),
-    parent: Option<usize>,
-) {
-    let go_on_alike = |a: &&TrainRow, b: &&TrainRow| path(a).get(seen) == path(b).get(seen);
-    for group in rows.chunk_by(go_on_alike) {
-        let (first, last) = (path(group[0]), path(group[group.len() - 1]));
-        // In sorted rows, what the first and the last share all share.
-        let common = shared(first, last);
-        let is_end = common == seen || group.len() == 1;
-        if (group.len() - 1) * (common - depth) >= LEAST_SAVED {
-            let segment = add(packed, group, depth..common, parent);
-            if !is_end {
-                grow(packed, group, (common, common), Some(segment));
-            }
-        } else if is_end {
-            for row in group {
-                if depth < path(row).len() {
-                    add(packed, &[row], depth..path(row).len(), parent);
+/// A batch being laid out.
+struct Layout<'a> {
+    packed: PackedBatch,
+    /// Of every target, the row it is of.
+    owners: Vec<usize>,
+    weight: &'a dyn Fn(usize) -> f32,
+}
+
+impl Layout<'_> {
+    /// Adds sorted rows that agree up to `seen` and are laid down up to `depth`, the end of segment `parent`.
+    fn grow(
+        &mut self,
+        rows: &[(usize, &TrainRow)],
+        (depth, seen): (usize, usize),
+        parent: Option<usize>,
+    ) {
+        type Indexed<'a> = (usize, &'a TrainRow);
+        let go_on_alike = |a: &Indexed, b: &Indexed| path(a.1).get(seen) == path(b.1).get(seen);
+        for group in rows.chunk_by(go_on_alike) {
+            let (first, last) = (path(group[0].1), path(group[group.len() - 1].1));
+            // In sorted rows, what the first and the last share all share.
+            let common = shared(first, last);
+            let is_end = common == seen || group.len() == 1;
+            if (group.len() - 1) * (common - depth) >= LEAST_SAVED {
+                let segment = self.add(group, depth..common, parent);
+                if !is_end {
+                    self.grow(group, (common, common), Some(segment));
                 }
+            } else if is_end {
+                for row in group {
+                    if depth < path(row.1).len() {
+                        self.add(&[*row], depth..path(row.1).len(), parent);
+                    }
+                }
+            } else {
+                self.grow(group, (depth, common), parent);
             }
-        } else {
-            grow(packed, group, (depth, common), parent);
         }
     }
-}
 
-/// Adds one segment, a stretch that all these rows share, with the targets that each of them has in it.
-fn add(
-    packed: &mut PackedBatch,
-    rows: &[&TrainRow],
-    stretch: Range<usize>,
-    parent: Option<usize>,
-) -> usize {
-    let start = packed.tokens.len();
-    packed
-        .tokens
-        .extend_from_slice(&rows[0].tokens[stretch.clone()]);
-    for at in stretch.clone() {
-        let trained = rows.iter().filter(|row| row.trained[at + 1]);
-        packed.targets.extend(trained.map(|row| Target {
-            pos: (start + at - stretch.start) as u32,
-            token: row.tokens[at + 1],
-            weight: 1.0,
-        }));
+    /// Adds one segment, a stretch that all these rows share, with the targets that each of them has in it.
+    fn add(
+        &mut self,
+        rows: &[(usize, &TrainRow)],
+        stretch: Range<usize>,
+        parent: Option<usize>,
+    ) -> usize {
+        let packed = &mut self.packed;
+        let start = packed.tokens.len();
+        packed
+            .tokens
+            .extend_from_slice(&rows[0].1.tokens[stretch.clone()]);
+        for at in stretch.clone() {
+            for (index, row) in rows.iter().filter(|(_, row)| row.trained[at + 1]) {
+                packed.targets.push(Target {
+                    pos: (start + at - stretch.start) as u32,
+                    token: row.tokens[at + 1],
+                    weight: (self.weight)(*index),
+                });
+                self.owners.push(*index);
+            }
+        }
+        let len = stretch.len();
+        packed.segments.push(Segment { parent, len });
+        packed.segments.len() - 1
     }
-    let len = stretch.len();
-    packed.segments.push(Segment { parent, len });
-    packed.segments.len() - 1
 }
 
 /// Cuts a batch into runs of whole rows of at most `micro_tokens` tokens each, those of a shared beginning counted once;
@@ -193,6 +226,7 @@ mod tests {
             tokens: tokens.to_vec(),
             trained: trained.iter().map(|t| *t == 1).collect(),
             line: 1,
+            ..TrainRow::default()
         }
     }
 
@@ -314,6 +348,7 @@ mod tests {
                         tokens,
                         trained,
                         line: 1,
+                        ..TrainRow::default()
                     }
                 })
                 .collect();

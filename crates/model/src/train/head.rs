@@ -19,6 +19,8 @@ pub(super) struct Buffers<R> {
     d_norm: Vec<R>,
     d_x: Vec<R>,
     losses: Vec<(f64, bool)>,
+    /// The loss of every target of the batch, unweighted.
+    pub(super) of_target: Vec<f64>,
     work: MapWork<R>,
 }
 
@@ -57,6 +59,7 @@ impl<R: Real> Model<R> {
             zeros(d_x, x.len());
         }
         let mut report = LossReport::default();
+        buffers.of_target.clear();
         let chunks = batch
             .targets
             .chunks(HEAD_ROWS)
@@ -98,6 +101,7 @@ impl<R: Real> Model<R> {
                 report.weight_sum += f64::from(target.weight);
                 report.n_correct += u64::from(correct);
                 report.n_targets += 1;
+                buffers.of_target.push(loss);
             }
             let Some((_, d_params)) = grads else { continue };
             in_place(

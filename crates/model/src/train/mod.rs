@@ -46,6 +46,12 @@ impl<R: Real> TrainWorkspace<R> {
             ..Self::default()
         }
     }
+
+    /// The loss of every target of the last batch, in nats and without its weight, in the order of
+    /// [`PackedBatch::targets`]: minus the log-probability of its token.
+    pub fn target_losses(&self) -> &[f64] {
+        &self.head.of_target
+    }
 }
 
 /// The rows that the loss reads.
@@ -109,6 +115,30 @@ impl<R: Real> Model<R> {
         self.run(trained, batch, Some((scale, d_lora)), work, compute)
     }
 
+    /// As [`Model::loss_and_grads`] where the weights of the targets depend on their losses: `weigh` is told each target's
+    /// unweighted loss and gives each its weight, between the forward pass and the way back. The weights in `batch` are not
+    /// read.
+    pub fn weighed_loss_and_grads(
+        &self,
+        lora: &Lora<R>,
+        batch: &PackedBatch,
+        scale: f64,
+        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        d_lora: &mut [R],
+        work: &mut TrainWorkspace<R>,
+        compute: &Compute,
+    ) -> LossReport {
+        assert!(self.trainable, "the model was loaded for training");
+        assert_eq!(
+            d_lora.len(),
+            lora.params.len(),
+            "one gradient per parameter"
+        );
+        let trained = Some(Trained::Adapter(lora));
+        let grads = Some((scale, d_lora));
+        self.run_weighed(trained, batch, grads, Some(weigh), work, compute)
+    }
+
     /// As [`Model::loss_and_grads`] for every weight of the model: the gradient is added to
     /// `d_weights`, flat in the order of `layout`, which is [`Model::full_layout`].
     pub fn full_loss_and_grads(
@@ -134,12 +164,25 @@ impl<R: Real> Model<R> {
         &self,
         trained: Option<Trained<'_, R>>,
         batch: &PackedBatch,
+        grads: Option<(f64, &mut [R])>,
+        work: &mut TrainWorkspace<R>,
+        compute: &Compute,
+    ) -> LossReport {
+        self.run_weighed(trained, batch, grads, None, work, compute)
+    }
+
+    fn run_weighed(
+        &self,
+        trained: Option<Trained<'_, R>>,
+        batch: &PackedBatch,
         mut grads: Option<(f64, &mut [R])>,
+        weigh: Option<&mut dyn FnMut(&[f64]) -> Vec<f32>>,
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
     ) -> LossReport {
         let forest = batch.forest(self.config.vocab);
         if batch.targets.is_empty() {
+            work.head.of_target.clear();
             return LossReport::default();
         }
         let TrainWorkspace {
@@ -200,6 +243,17 @@ impl<R: Real> Model<R> {
             xs[(layer + 1) % n_xs] = out;
         }
         let top = &xs[n_layers % n_xs];
+        let mut weighed = None;
+        if let Some(weigh) = weigh {
+            // The head runs twice: rows of logits are too many to keep.
+            self.run_head(&pass, batch, &read, top, &mut None, d_x, head);
+            let weighed = weighed.insert(batch.clone());
+            let weights = weigh(&head.of_target);
+            assert_eq!(weights.len(), weighed.targets.len(), "one weight a target");
+            let targets = weighed.targets.iter_mut().zip(weights);
+            targets.for_each(|(target, weight)| target.weight = weight);
+        }
+        let batch = weighed.as_ref().unwrap_or(batch);
         let report = self.run_head(&pass, batch, &read, top, &mut grads, d_x, head);
         let Some((_, d_params)) = grads else {
             return report;

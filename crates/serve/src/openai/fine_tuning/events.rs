@@ -135,7 +135,18 @@ pub(super) fn choose(body: &mut Value, told: &Told) {
     if body["hyperparameters"]["learning_rate_multiplier"] == "auto" {
         body["hyperparameters"]["learning_rate_multiplier"] = json!(1.0);
     }
-    body["method"]["supervised"]["hyperparameters"] = body["hyperparameters"].clone();
+    let kind = match body["method"]["type"].as_str() {
+        Some("dpo") => "dpo",
+        _ => "supervised",
+    };
+    let mut hyper = body["hyperparameters"].clone();
+    let beta = &body["method"][kind]["hyperparameters"]["beta"];
+    match (beta, chosen.beta) {
+        (Value::Null, _) => {}
+        (Value::String(_), Some(beta)) => hyper["beta"] = json!(beta),
+        (given, _) => hyper["beta"] = given.clone(),
+    }
+    body["method"][kind]["hyperparameters"] = hyper;
 }
 
 /// `GET /v1/fine_tuning/jobs/{id}/events`

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 use crate::ids;
 use crate::openai::fields::Fields;
+use crate::training::TrainingMethod;
 
 /// The longest suffix.
 const SUFFIX_MAX: usize = 64;
@@ -18,45 +19,80 @@ pub(super) struct Asked {
     pub(super) suffix: Option<String>,
     pub(super) metadata: Map<String, Value>,
     seed: u64,
+    kind: Kind,
     hyper: Hyper,
+}
+
+/// What `method.type` says.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Kind {
+    #[default]
+    Supervised,
+    Dpo,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Supervised => "supervised",
+            Kind::Dpo => "dpo",
+        }
+    }
 }
 
 /// Hyper-parameters; none where it is `auto`.
 #[derive(Debug, Default)]
 struct Hyper {
+    /// Of `dpo` alone.
+    beta: Option<f64>,
     epochs: Option<usize>,
     batch_rows: Option<usize>,
     lr_multiplier: Option<f64>,
 }
 
 impl Hyper {
-    fn read(mut fields: Fields) -> Result<Self, ApiError> {
+    fn read(mut fields: Fields, kind: Kind) -> Result<Self, ApiError> {
         let hyper = Self {
+            beta: match kind {
+                Kind::Supervised => None,
+                Kind::Dpo => positive(&mut fields, "beta", 2.0)?,
+            },
             epochs: whole(&mut fields, "n_epochs", 50)?,
             batch_rows: whole(&mut fields, "batch_size", 256)?,
-            lr_multiplier: match fields.take::<Value>("learning_rate_multiplier")? {
-                None => None,
-                Some(Value::String(word)) if word == "auto" => None,
-                Some(value) => {
-                    let number = value.as_f64().filter(|n| *n > 0.0 && *n <= 100.0);
-                    let path = fields.path("learning_rate_multiplier");
-                    let message =
-                        format!("`{path}` must be `auto` or a number above 0 and at most 100");
-                    Some(number.ok_or_else(|| ApiError::invalid(path, message))?)
-                }
-            },
+            lr_multiplier: positive(&mut fields, "learning_rate_multiplier", 100.0)?,
         };
         fields.finish(&[])?;
         Ok(hyper)
     }
 
-    fn body(&self) -> Value {
+    fn body(&self, kind: Kind) -> Value {
         let or_auto = |n: Option<usize>| n.map_or(json!("auto"), |n| json!(n));
-        json!({
+        let number = |n: Option<f64>| n.map_or(json!("auto"), |n| json!(n));
+        let mut body = json!({
             "n_epochs": or_auto(self.epochs),
             "batch_size": or_auto(self.batch_rows),
-            "learning_rate_multiplier": self.lr_multiplier.map_or(json!("auto"), |n| json!(n)),
-        })
+            "learning_rate_multiplier": number(self.lr_multiplier),
+        });
+        if kind == Kind::Dpo {
+            body["beta"] = number(self.beta);
+        }
+        body
+    }
+}
+
+/// `auto` or a number above 0, up to `max`.
+fn positive(fields: &mut Fields, name: &str, max: f64) -> Result<Option<f64>, ApiError> {
+    match fields.take::<Value>(name)? {
+        None => Ok(None),
+        Some(Value::String(word)) if word == "auto" => Ok(None),
+        Some(value) => {
+            let number = value.as_f64().filter(|n| *n > 0.0 && *n <= max);
+            let path = fields.path(name);
+            let message = format!("`{path}` must be `auto` or a number above 0 and at most {max}");
+            Ok(Some(
+                number.ok_or_else(|| ApiError::invalid(path, message))?,
+            ))
+        }
     }
 }
 
@@ -80,15 +116,22 @@ pub(super) fn read(body: &[u8]) -> Result<Asked, ApiError> {
     let mut fields = Fields::of_body(body)?;
     let top = fields
         .object("hyperparameters")?
-        .map(Hyper::read)
+        .map(|fields| Hyper::read(fields, Kind::Supervised))
         .transpose()?;
-    let nested = match fields.object("method")? {
-        None => None,
+    let (kind, nested) = match fields.object("method")? {
+        None => (Kind::default(), None),
         Some(method) => read_method(method)?,
     };
     if top.is_some() && nested.is_some() {
         let message =
             "give the hyper-parameters in `method` alone; `hyperparameters` is its older spelling";
+        return Err(ApiError::invalid("hyperparameters", message));
+    }
+    if top.is_some() && kind != Kind::Supervised {
+        let message = format!(
+            "give the hyper-parameters in `method.{}`; `hyperparameters` is of supervised jobs",
+            kind.name()
+        );
         return Err(ApiError::invalid("hyperparameters", message));
     }
     let suffix: Option<String> = fields.take("suffix")?;
@@ -116,44 +159,65 @@ pub(super) fn read(body: &[u8]) -> Result<Asked, ApiError> {
         metadata: fields.metadata()?.unwrap_or_default(),
         // Shown with the job, so that it can be repeated. JavaScript holds 53 bits.
         seed: seed.map_or_else(|| ids::random_u64() >> 33, |seed| seed as u64),
+        kind,
         hyper: nested.or(top).unwrap_or_default(),
     };
     fields.finish(&[])?;
     Ok(asked)
 }
 
-fn read_method(mut method: Fields) -> Result<Option<Hyper>, ApiError> {
-    let kind: String = method.need("type")?;
-    if kind != "supervised" {
-        let known = ["dpo", "reinforcement"].contains(&kind.as_str());
-        let message = if known {
-            format!("`{kind}` is not offered; `method.type` can be `supervised`")
-        } else {
-            "`method.type` must be `supervised`".to_string()
-        };
-        return Err(ApiError::unsupported("method.type", message));
-    }
-    let hyper = match method.object("supervised")? {
+fn read_method(mut method: Fields) -> Result<(Kind, Option<Hyper>), ApiError> {
+    let word: String = method.need("type")?;
+    let kind = match word.as_str() {
+        "supervised" => Kind::Supervised,
+        "dpo" => Kind::Dpo,
+        other => {
+            let message = if other == "reinforcement" {
+                "`reinforcement` is not offered; `method.type` can be `supervised` or `dpo`"
+            } else {
+                "`method.type` must be `supervised` or `dpo`"
+            };
+            return Err(ApiError::unsupported("method.type", message));
+        }
+    };
+    let hyper = match method.object(kind.name())? {
         None => None,
-        Some(mut supervised) => {
-            let hyper = supervised.object("hyperparameters")?;
-            supervised.finish(&[])?;
-            hyper.map(Hyper::read).transpose()?
+        Some(mut own) => {
+            let hyper = own.object("hyperparameters")?;
+            own.finish(&[])?;
+            hyper.map(|fields| Hyper::read(fields, kind)).transpose()?
         }
     };
     method.finish(&[])?;
-    Ok(hyper)
+    Ok((kind, hyper))
+}
+
+/// How the rows of a kept job are learnt.
+pub(super) fn method_of(job: &Value) -> TrainingMethod {
+    if job["method"]["type"] == "dpo" {
+        TrainingMethod::Dpo {
+            beta: job["method"]["dpo"]["hyperparameters"]["beta"].as_f64(),
+        }
+    } else {
+        TrainingMethod::Supervised
+    }
 }
 
 impl Asked {
     /// The job as the API shows it.
     pub(super) fn body(&self, id: &str, created: u64) -> Value {
-        let hyper = self.hyper.body();
+        let kind = self.kind.name();
+        let mut hyper = self.hyper.body(self.kind);
+        let method = json!({"type": kind, kind: {"hyperparameters": hyper}});
+        // What every method has stands beside it, too.
+        if let Some(hyper) = hyper.as_object_mut() {
+            hyper.remove("beta");
+        }
         json!({
             "id": id, "object": "fine_tuning.job", "created_at": created, "finished_at": null,
             "model": self.model, "fine_tuned_model": null, "organization_id": "bantam",
             "status": "validating_files", "hyperparameters": hyper,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": hyper}},
+            "method": method,
             "seed": self.seed, "training_file": self.training_file,
             "validation_file": self.validation_file, "result_files": [], "trained_tokens": null,
             "error": null, "estimated_finish": null, "integrations": [],

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::KIND;
 use super::events::{choose, told};
+use super::request::method_of;
 use crate::error::ApiError;
 use crate::ids;
 use crate::openai::files::Draft;
@@ -202,10 +203,11 @@ async fn check_files(
         };
         let (app, trainer) = (Arc::clone(app), Arc::clone(&config.trainer));
         let path = config.folder.join(&job.id).join(name);
+        let method = method_of(&job.body);
         let checked = tokio::task::spawn_blocking(move || {
             copy(&app, &file, &path)?;
             trainer
-                .check(&path)
+                .check(&path, method)
                 .map_err(|why| ApiError::invalid(param, why))
         });
         let found = checked
@@ -310,6 +312,7 @@ async fn train(app: &Arc<App>, config: &TrainingConfig, job: Object) -> Result<(
         valid: job.body["validation_file"]
             .is_string()
             .then(|| folder.join("valid.jsonl")),
+        method: method_of(&job.body),
         seed: job.body["seed"].as_u64().unwrap_or_default(),
         epochs: number("n_epochs"),
         batch_rows: number("batch_size"),
