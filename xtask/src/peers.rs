@@ -6,6 +6,7 @@
 
 mod answers;
 mod bench;
+mod beside;
 mod door;
 mod dpo;
 mod embed;
@@ -111,6 +112,8 @@ enum What {
     Load,
     /// Requests a second through HTTP over those of the engine
     Door,
+    /// How long chats take beside a fine-tuning job; needs no peer
+    Beside,
     /// 300 JSON schemas at temperature 1 on the untrained base
     Schemas,
     /// Calls of tools: valid, and right
@@ -123,7 +126,7 @@ enum What {
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let wants = |what| args.what == what || args.what == What::All;
     let home = Home::find()?;
-    if args.what != What::Dpo {
+    if !matches!(args.what, What::Dpo | What::Beside) {
         home.set_up()?;
     }
     let desk = Desk {
@@ -190,6 +193,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     if wants(What::Door) {
         finish(door::door(&desk)?);
+    }
+    if wants(What::Beside) {
+        finish(beside::beside(&desk)?);
     }
     if wants(What::Schemas) {
         finish(network::schemas(&desk)?);

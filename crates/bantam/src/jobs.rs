@@ -167,6 +167,17 @@ fn last_words(log: &Path) -> String {
         .map_or_else(|| words.clone(), str::to_owned)
 }
 
+/// Is this how a process speaks that was refused memory?
+fn ran_out(words: &str) -> bool {
+    [
+        "memory allocation of",
+        "Cannot allocate memory",
+        "os error 12",
+    ]
+    .iter()
+    .any(|sign| words.contains(sign))
+}
+
 impl Trainer for Workers {
     fn refusal(&self, model: &str) -> Option<String> {
         self.origin(model).err().map(|error| format!("{error:#}"))
@@ -201,6 +212,13 @@ impl Trainer for Workers {
             Some(EXIT_INTERRUPTED) => Ended::Stopped,
             Some(EXIT_USER) => Ended::Failed(last_words(&log)),
             _ if stop.load(Ordering::Relaxed) => Ended::Stopped,
+            // It would end so again: the limit is the process's own, whatever else the machine does.
+            _ if self.memory_mb.is_some() && ran_out(&last_words(&log)) => {
+                let mb = self.memory_mb.unwrap_or_default();
+                Ended::Failed(format!(
+                    "the training needs more than the {mb} MiB that it may take; hint: serve with a larger `--train-memory-mb`, or train on shorter rows"
+                ))
+            }
             _ => Ended::Died(format!("{status}; {}", last_words(&log))),
         }
     }

@@ -480,3 +480,43 @@ fn a_job_learns_preferences() {
     );
     server.stop();
 }
+
+#[test]
+fn a_job_that_takes_more_than_its_memory_dies_alone() {
+    let world = world();
+    let server = Server::start(
+        &world,
+        &[
+            "--model",
+            "./model",
+            "--data",
+            "data",
+            "--train-memory-mb",
+            "24",
+        ],
+    );
+    let rows = file(&server, &world, "train.jsonl");
+    let ask = json!({"model": "model", "training_file": rows, "hyperparameters": {"n_epochs": 1}});
+    let jobs = [create(&server, &ask), create(&server, &ask)];
+    let chat = json!({"model": "model", "max_tokens": 4, "messages": [{"role": "user", "content": "rain"}]});
+    for id in &jobs {
+        let began = Instant::now();
+        loop {
+            // Serving goes on all the while.
+            assert_eq!(post(&server, "/v1/chat/completions", &chat).0, 200);
+            let job = get(&server, &format!("/v1/fine_tuning/jobs/{id}"));
+            if job["status"] == "failed" {
+                let message = job["error"]["message"].as_str().unwrap();
+                assert!(message.contains("24 MiB"), "{message}");
+                assert!(message.contains("--train-memory-mb"), "{message}");
+                break;
+            }
+            assert!(
+                job["status"] != "succeeded" && began.elapsed() < PATIENCE,
+                "{job}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    server.stop();
+}
