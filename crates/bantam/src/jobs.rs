@@ -167,15 +167,10 @@ fn last_words(log: &Path) -> String {
         .map_or_else(|| words.clone(), str::to_owned)
 }
 
-/// Is this how a process speaks that was refused memory?
+/// Is this how a process speaks that was refused memory? A thread whose stack finds no room says `EAGAIN`.
 fn ran_out(words: &str) -> bool {
-    [
-        "memory allocation of",
-        "Cannot allocate memory",
-        "os error 12",
-    ]
-    .iter()
-    .any(|sign| words.contains(sign))
+    let signs = ["memory allocation of", "(os error 11)", "(os error 12)"];
+    signs.iter().any(|sign| words.contains(sign))
 }
 
 impl Trainer for Workers {

@@ -28,6 +28,6 @@ pub use load::{FileSource, LoadError, block_format, read as read_tensor};
 pub use lora::{Lora, LoraConfig, LoraLayout, LoraPart, LoraTensor, Proj};
 pub use train::{
     FullLayout, FullTensor, LossReport, PackedBatch, Recompute, Segment, Target, TrainBytes,
-    TrainWorkspace, train_bytes,
+    TrainWorkspace, Weigh, train_bytes,
 };
 pub use weights::{Blocks, Layer, Model, TensorSource};

@@ -71,9 +71,12 @@ pub(crate) fn read(path: &Path, models: &Models) -> anyhow::Result<Found> {
             .collect();
         return openai::read(&Value::Array(values?)).with_context(place);
     }
-    // JSON is YAML, too.
-    let value: Value = serde_yaml_ng::from_str(&text)
-        .with_context(|| format!("{} is neither JSON nor YAML", place()))?;
+    // JSON is YAML, but for the characters that may stand in it.
+    let value: Value = match serde_json::from_str(&text) {
+        Ok(value) => value,
+        Err(_) => serde_yaml_ng::from_str(&text)
+            .with_context(|| format!("{} is neither JSON nor YAML", place()))?,
+    };
     if value.get("prompts").is_some() || value.get("tests").is_some() {
         promptfoo::read(&value, folder, models).with_context(place)
     } else {

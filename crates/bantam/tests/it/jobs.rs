@@ -484,17 +484,11 @@ fn a_job_learns_preferences() {
 #[test]
 fn a_job_that_takes_more_than_its_memory_dies_alone() {
     let world = world();
-    let server = Server::start(
-        &world,
-        &[
-            "--model",
-            "./model",
-            "--data",
-            "data",
-            "--train-memory-mb",
-            "24",
-        ],
-    );
+    // Less than the command line takes: enough for the smallest model there is.
+    let config =
+        "data = \"data\"\ntrain_memory_mb = 24\n[[model]]\nmodel = \"./model\"\nid = \"model\"\n";
+    std::fs::write(world.at("bantam.toml"), config).unwrap();
+    let server = Server::start(&world, &["--config", "bantam.toml"]);
     let rows = file(&server, &world, "train.jsonl");
     let ask = json!({"model": "model", "training_file": rows, "hyperparameters": {"n_epochs": 1}});
     let jobs = [create(&server, &ask), create(&server, &ask)];

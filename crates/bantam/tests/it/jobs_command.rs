@@ -93,7 +93,11 @@ fn jobs_are_made_followed_and_listed() {
             "bantam serve",
         ),
     ] {
-        let output = jobs(&arguments);
+        let output = if arguments[0] == "--url" {
+            world.run(&[&["jobs"], &arguments[..]].concat())
+        } else {
+            jobs(&arguments)
+        };
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
         assert!(
             said(&output).contains(want),

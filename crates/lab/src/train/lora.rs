@@ -137,7 +137,7 @@ impl Trainable for LoraTrainer<'_> {
         &mut self,
         batch: &PackedBatch,
         scale: f64,
-        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        weigh: &mut bantam_model::Weigh<'_>,
         grads: &mut [f32],
     ) -> Result<(), TrainError> {
         self.model.weighed_loss_and_grads(

@@ -87,7 +87,7 @@ pub trait Trainable {
         &mut self,
         batch: &PackedBatch,
         scale: f64,
-        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        weigh: &mut bantam_model::Weigh<'_>,
         grads: &mut [f32],
     ) -> Result<(), TrainError> {
         let mut losses = Vec::new();

@@ -37,6 +37,9 @@ pub struct TrainWorkspace<R> {
     head: head::Buffers<R>,
 }
 
+/// From what each target token's log-probability was to the weight of its loss.
+pub type Weigh<'a> = dyn FnMut(&[f64]) -> Vec<f32> + 'a;
+
 impl<R: Real> TrainWorkspace<R> {
     /// Buffers of steps that keep activations as `recompute` says. The bits of a step do not
     /// depend on it.
@@ -123,7 +126,7 @@ impl<R: Real> Model<R> {
         lora: &Lora<R>,
         batch: &PackedBatch,
         scale: f64,
-        weigh: &mut dyn FnMut(&[f64]) -> Vec<f32>,
+        weigh: &mut Weigh<'_>,
         d_lora: &mut [R],
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
@@ -176,7 +179,7 @@ impl<R: Real> Model<R> {
         trained: Option<Trained<'_, R>>,
         batch: &PackedBatch,
         mut grads: Option<(f64, &mut [R])>,
-        weigh: Option<&mut dyn FnMut(&[f64]) -> Vec<f32>>,
+        weigh: Option<&mut Weigh<'_>>,
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
     ) -> LossReport {

@@ -9,6 +9,8 @@
 #[path = "../../../engine/tests/mock/mod.rs"]
 pub mod mock;
 
+pub mod evals;
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};

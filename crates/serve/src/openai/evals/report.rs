@@ -16,14 +16,17 @@ use crate::server::App;
 /// Earlier runs that a run is compared with on its own.
 const COMPARED: usize = 5;
 
+/// A score and whether it passed; absent where the grader failed.
+type Mark = Option<(f64, bool)>;
+
 /// The rows of a run, as far as they are needed here.
 struct Rows {
     /// Which row it is, whatever its place; the same row a second time is another.
     keys: Vec<String>,
     groups: Vec<Option<String>>,
     status: Vec<String>,
-    /// By criterion: scores, and whether each passed; absent where the grader failed.
-    graded: Vec<(String, Vec<Option<(f64, bool)>>)>,
+    /// By criterion.
+    graded: Vec<(String, Vec<Mark>)>,
     latency_ms: Vec<f64>,
     cost_usd: Option<f64>,
     usage: Vec<Value>,
