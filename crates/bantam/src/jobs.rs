@@ -205,8 +205,6 @@ impl Trainer for Workers {
         match status.code().and_then(|code| u8::try_from(code).ok()) {
             Some(EXIT_OK) => Ended::Finished,
             Some(EXIT_INTERRUPTED) => Ended::Stopped,
-            Some(EXIT_USER) => Ended::Failed(last_words(&log)),
-            _ if stop.load(Ordering::Relaxed) => Ended::Stopped,
             // It would end so again: the limit is the process's own, whatever else the machine does.
             _ if self.memory_mb.is_some() && ran_out(&last_words(&log)) => {
                 let mb = self.memory_mb.unwrap_or_default();
@@ -214,6 +212,8 @@ impl Trainer for Workers {
                     "the training needs more than the {mb} MiB that it may take; hint: serve with a larger `--train-memory-mb`, or train on shorter rows"
                 ))
             }
+            Some(EXIT_USER) => Ended::Failed(last_words(&log)),
+            _ if stop.load(Ordering::Relaxed) => Ended::Stopped,
             _ => Ended::Died(format!("{status}; {}", last_words(&log))),
         }
     }

@@ -1,12 +1,11 @@
-// Evals by the official `openai` client for Node: the core path.
-//
-//     node evals_client.mjs BASE_URL MODEL      (BASE_URL ends in /v1)
+// Evals by the official Node client: make, run on a file, read items, try a grader, delete. The address and the model are
+// `OPENAI_BASE_URL` and `BANTAM_MODEL`.
 
 import assert from "node:assert/strict";
 import OpenAI, { toFile } from "openai";
 
-const [baseURL, model] = process.argv.slice(2);
-const client = new OpenAI({ baseURL, apiKey: process.env.OPENAI_API_KEY ?? "none" });
+const model = process.env.BANTAM_MODEL;
+const client = new OpenAI({ maxRetries: 2 });
 
 const evaluation = await client.evals.create({
   name: "labels",
