@@ -14,8 +14,8 @@ use crate::server::{Server, free_port};
 
 /// What is served and trained.
 const MODEL: &str = "smollm2-135m-instruct";
-/// Chats of a measurement, one after the other.
-const CHATS: usize = 60;
+/// Chats of a measurement, one after the other; no text is asked twice.
+const CHATS: usize = 100;
 const MAX_TOKENS: usize = 8;
 
 /// Latencies of chats with no job, and with one on one thread and on as many as it takes by itself.
@@ -24,7 +24,7 @@ pub(super) fn beside(desk: &Desk) -> Result<Report> {
     let rows = json_lines(&desk.home.banking77("test.jsonl")?)?;
     let chats: Vec<String> = rows
         .iter()
-        .take(CHATS)
+        .take(2 * CHATS)
         .map(|row| {
             let messages = json!([
                 {"role": "system", "content": SYSTEM},
@@ -55,9 +55,13 @@ pub(super) fn beside(desk: &Desk) -> Result<Report> {
             flags,
         ];
         let server = Server::start(&mut desk.bantam.command_with_cache(&words.concat()), port)?;
-        // The first round warms the caches up.
-        latencies(port, &chats)?;
-        let alone = latencies(port, &chats)?;
+        ensure!(
+            chats.len() == 2 * CHATS,
+            "there are only {} rows",
+            chats.len()
+        );
+        let (alone, busy) = chats.split_at(CHATS);
+        let alone = latencies(port, alone)?;
         let url = server.base_url();
         let job = |words: &[&str]| -> Result<Value> {
             let words = [&["jobs", "--url", &url][..], words, &["--json"]].concat();
@@ -75,7 +79,7 @@ pub(super) fn beside(desk: &Desk) -> Result<Report> {
             thread::sleep(Duration::from_millis(200));
         }
         let (before, since) = (steps(&server, &id)?, Instant::now());
-        let busy = latencies(port, &chats)?;
+        let busy = latencies(port, busy)?;
         let made = steps(&server, &id)? - before;
         let rate = made as f64 / since.elapsed().as_secs_f64();
         job(&["cancel", &id])?;
@@ -86,7 +90,6 @@ pub(super) fn beside(desk: &Desk) -> Result<Report> {
             report.tell(format!("{what}: {name}, ratio"), busy / alone);
         }
         report.tell(format!("{what}: updates a second meanwhile"), rate);
-        report.detail(what, json!({"alone_ms": alone, "beside_ms": busy}));
     }
     Ok(report)
 }
