@@ -8,6 +8,7 @@ use serde_json::Value;
 use ureq::Agent;
 
 use crate::error::advise;
+use crate::http;
 
 /// A server of the API.
 pub(crate) struct Api {
@@ -25,12 +26,7 @@ impl Api {
                 "such as http://127.0.0.1:8080/v1",
             ));
         }
-        let agent = Agent::config_builder()
-            .http_status_as_error(false)
-            // A key must not follow anyone elsewhere.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("bantam/", env!("CARGO_PKG_VERSION")))
+        let agent = http::config()
             .timeout_connect(Some(Duration::from_secs(10)))
             .timeout_recv_response(Some(Duration::from_secs(120)))
             .build()

@@ -8,6 +8,7 @@ use bantam_serve::{Courier, HookTarget, Hooks};
 use ureq::Agent;
 
 use crate::error::advise;
+use crate::http;
 use crate::settings::WebhookSettings;
 
 /// How long whoever is told may take.
@@ -52,11 +53,7 @@ pub(crate) fn hooks(
         HookTarget::new(&hook.url, &secret)
             .with_context(|| format!("webhooks: the variable {name}"))
     };
-    let agent = Agent::config_builder()
-        .http_status_as_error(false)
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("bantam/", env!("CARGO_PKG_VERSION")))
+    let agent = http::config()
         .timeout_global(Some(PATIENCE))
         .build()
         .new_agent();

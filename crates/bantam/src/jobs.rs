@@ -25,10 +25,8 @@ use crate::error::{EXIT_INTERRUPTED, EXIT_OK, EXIT_USER};
 use crate::loader::{Shelf, rows};
 use crate::settings::ServedSettings;
 
-/// What a training says whose run is another process's.
-const TAKEN: &str = "another process is training into this run directory";
 /// How long a training may take to save its state.
-const GRACE: Duration = Duration::from_secs(60);
+pub(crate) const GRACE: Duration = Duration::from_secs(60);
 /// Seconds between checkpoints: what a training that is killed computes again.
 const CHECKPOINT_S: f64 = 20.0;
 /// Niceness of a training.
@@ -110,32 +108,6 @@ impl Workers {
             },
             ..Recipe::default()
         })
-    }
-
-    fn train_once(&self, job: &TrainingJob, stop: &AtomicBool) -> Ended {
-        let started = self.start(job);
-        let (mut child, log) = match started {
-            Ok(started) => started,
-            Err(error) => return Ended::Failed(format!("{error:#}")),
-        };
-        let status = match wait(&mut child, stop) {
-            Ok(status) => status,
-            Err(error) => return Ended::Died(error.to_string()),
-        };
-        match status.code().and_then(|code| u8::try_from(code).ok()) {
-            Some(EXIT_OK) => Ended::Finished,
-            Some(EXIT_INTERRUPTED) => Ended::Stopped,
-            // It would end so again: the limit is the process's own, whatever else the machine does.
-            _ if self.memory_mb.is_some() && ran_out(&last_words(&log)) => {
-                let mb = self.memory_mb.unwrap_or_default();
-                Ended::Failed(format!(
-                    "the training needs more than the {mb} MiB that it may take; hint: serve with a larger `--train-memory-mb`, or train on shorter rows"
-                ))
-            }
-            Some(EXIT_USER) => Ended::Failed(last_words(&log)),
-            _ if stop.load(Ordering::Relaxed) => Ended::Stopped,
-            _ => Ended::Died(format!("{status}; {}", last_words(&log))),
-        }
     }
 
     fn start(&self, job: &TrainingJob) -> anyhow::Result<(Child, PathBuf)> {
@@ -221,15 +193,28 @@ impl Trainer for Workers {
     }
 
     fn train(&self, job: &TrainingJob, stop: &AtomicBool) -> Ended {
-        // The training of a server that was killed saves its state before it ends, and until then the run is its own.
-        let began = Instant::now();
-        loop {
-            let ended = self.train_once(job, stop);
-            let is_taken = matches!(&ended, Ended::Failed(why) if why.contains(TAKEN));
-            if !is_taken || began.elapsed() > GRACE || stop.load(Ordering::Relaxed) {
-                return ended;
+        let started = self.start(job);
+        let (mut child, log) = match started {
+            Ok(started) => started,
+            Err(error) => return Ended::Failed(format!("{error:#}")),
+        };
+        let status = match wait(&mut child, stop) {
+            Ok(status) => status,
+            Err(error) => return Ended::Died(error.to_string()),
+        };
+        match status.code().and_then(|code| u8::try_from(code).ok()) {
+            Some(EXIT_OK) => Ended::Finished,
+            Some(EXIT_INTERRUPTED) => Ended::Stopped,
+            // It would end so again: the limit is the process's own, whatever else the machine does.
+            _ if self.memory_mb.is_some() && ran_out(&last_words(&log)) => {
+                let mb = self.memory_mb.unwrap_or_default();
+                Ended::Failed(format!(
+                    "the training needs more than the {mb} MiB that it may take; hint: serve with a larger `--train-memory-mb`, or train on shorter rows"
+                ))
             }
-            std::thread::sleep(Duration::from_millis(200));
+            Some(EXIT_USER) => Ended::Failed(last_words(&log)),
+            _ if stop.load(Ordering::Relaxed) => Ended::Stopped,
+            _ => Ended::Died(format!("{status}; {}", last_words(&log))),
         }
     }
 

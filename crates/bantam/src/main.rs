@@ -11,6 +11,7 @@ mod courier;
 mod demo;
 mod error;
 mod fetch;
+mod http;
 mod import;
 mod interrupt;
 mod jobs;

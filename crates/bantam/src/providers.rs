@@ -1,18 +1,19 @@
 //! Other servers of the OpenAI API, for evals: asked with patience, each answer remembered by what was asked, and what
 //! it cost written down.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bantam_judge::canonical;
 use bantam_serve::{ProviderAnswer, Providers};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use ureq::Agent;
 
+use crate::http;
 use crate::settings::{Price, ProviderSettings};
 
 /// The longest answer that is read.
@@ -77,12 +78,7 @@ impl ProviderBook {
                     )
                 })?),
             };
-            let agent = Agent::config_builder()
-                .http_status_as_error(false)
-                // A key must not follow anyone elsewhere.
-                .max_redirects(0)
-                .max_redirects_will_error(false)
-                .user_agent(concat!("bantam/", env!("CARGO_PKG_VERSION")))
+            let agent = http::config()
                 .timeout_global(Some(settings.timeout))
                 .build()
                 .new_agent();
@@ -152,7 +148,7 @@ impl Providers for ProviderBook {
         let mut body = body.clone();
         body["model"] = json!(name);
         let place = self.folder.as_ref().map(|folder| {
-            let asked = format!("{}\n{}", provider.settings.base_url, sorted(&body));
+            let asked = format!("{}\n{}", provider.settings.base_url, canonical(&body));
             let digest = Sha256::digest(asked.as_bytes());
             folder
                 .join("answers")
@@ -174,7 +170,7 @@ impl Providers for ProviderBook {
             .get(&name)
             .map(|price| cost(price, &answer["usage"]));
         self.write_down(&json!({
-            "at": seconds(), "provider": provider.settings.name, "model": name,
+            "at": http::now(), "provider": provider.settings.name, "model": name,
             "usage": answer["usage"], "cost_usd": cost_usd, "latency_ms": latency_ms,
         }));
         if let Some(place) = place {
@@ -189,12 +185,6 @@ impl Providers for ProviderBook {
     }
 }
 
-fn seconds() -> u64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
 /// Math: (uncached · input + cached · cached_input + completion · output) / 10^6
 fn cost(price: &Price, usage: &Value) -> f64 {
     let tokens = |value: &Value| value.as_f64().unwrap_or(0.0);
@@ -205,18 +195,6 @@ fn cost(price: &Price, usage: &Value) -> f64 {
         + cached * cached_price
         + tokens(&usage["completion_tokens"]) * price.output;
     dollars / 1e6
-}
-
-/// JSON whose keys are in order, so that the same question has one name.
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let pairs: BTreeMap<_, _> = map.iter().map(|(k, v)| (k.clone(), sorted(v))).collect();
-            Value::Object(pairs.into_iter().collect())
-        }
-        Value::Array(items) => items.iter().map(sorted).collect(),
-        other => other.clone(),
-    }
 }
 
 fn remembered(place: &Path) -> Option<Value> {

@@ -5,9 +5,12 @@
 //! its tests simulate.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod canonical;
 pub mod compare;
 pub mod expression;
 pub mod grader;
 pub mod stats;
 pub mod template;
 pub mod text;
+
+pub use canonical::canonical;

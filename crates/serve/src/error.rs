@@ -1,6 +1,7 @@
 //! Why the server did not start, and how a request's failure looks on the wire.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -348,6 +349,13 @@ impl ApiError {
             "internal_error",
             message,
         )
+    }
+
+    /// How long whoever is in no hurry waits before asking again; `None` if there was room, or asking is no use.
+    pub(crate) fn pause(&self) -> Option<Duration> {
+        let is_full = self.status == StatusCode::TOO_MANY_REQUESTS && self.should_retry;
+        let ms = self.retry_ms.unwrap_or(1000).clamp(50, 5000);
+        is_full.then(|| Duration::from_millis(ms))
     }
 
     /// The body of the response, and the data of a stream's error event.

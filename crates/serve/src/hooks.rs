@@ -16,6 +16,7 @@ use serde_json::{Map, json};
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 
+use crate::apart::apart;
 use crate::error::{ApiError, ServeError};
 use crate::ids;
 use crate::server::App;
@@ -181,12 +182,8 @@ async fn carry(app: &Arc<App>, mut one: Object) -> Result<(), ApiError> {
         ("webhook-timestamp", now.to_string()),
         ("webhook-signature", target.sign(&id, now, &body)),
     ];
-    let (send, receive) = tokio::sync::oneshot::channel();
-    // A thread of its own: whoever is told may take their time, and the runtime's threads are for the database.
-    let thread = std::thread::Builder::new().name("webhook".to_string());
     let courier = Arc::clone(&hooks.courier);
-    thread
-        .spawn(move || drop(send.send(courier.post(&url, &headers, &body))))
+    let receive = apart("webhook", move || courier.post(&url, &headers, &body))
         .map_err(|error| ApiError::internal(format!("a thread for a webhook: {error}")))?;
     let answer = receive
         .await

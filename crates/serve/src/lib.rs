@@ -37,6 +37,7 @@
 //! `/health`, `/ready`, `/openapi.json` and `/docs` need no key.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+mod apart;
 mod auth;
 mod caller;
 mod config;

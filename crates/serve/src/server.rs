@@ -20,7 +20,7 @@ use crate::metrics::Metrics;
 use crate::models::{Model, Models};
 use crate::once::{self, Running};
 use crate::openai::fine_tuning::run::{self as jobs, Jobs};
-use crate::openai::{background, batch_run, evals};
+use crate::openai::{background, batch_run, evals, running};
 use crate::router::router;
 
 /// What the handlers share.
@@ -30,8 +30,8 @@ pub(crate) struct App {
     pub(crate) door: Door,
     pub(crate) metrics: Metrics,
     pub(crate) once: Running,
-    pub(crate) batches: batch_run::Running,
-    pub(crate) evals: evals::work::Running,
+    pub(crate) batches: running::Running,
+    pub(crate) evals: running::Running,
     /// Held by each grader's program that runs.
     pub(crate) programs: tokio::sync::Semaphore,
     pub(crate) background: background::Running,
@@ -77,8 +77,8 @@ impl Server {
             door: Door::new(config.api_keys.clone(), config.keys.clone()),
             metrics: Metrics::default(),
             once: Running::default(),
-            batches: batch_run::Running::default(),
-            evals: evals::work::Running::default(),
+            batches: running::Running::default(),
+            evals: running::Running::default(),
             programs: tokio::sync::Semaphore::new(evals::work::PROGRAMS),
             background: background::Running::default(),
             jobs: Jobs::default(),

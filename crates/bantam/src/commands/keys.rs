@@ -1,7 +1,6 @@
 //! `bantam keys`: who may use a server, and how much of it.
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::anyhow;
 use bantam_store::{Key, KeyLimits, NewKey, Scope, Store};
@@ -10,6 +9,7 @@ use serde_json::{Value, json};
 use super::Context;
 use crate::args::{KeysCommand, KeysCreateArgs, KeysListArgs, KeysRevokeArgs, ScopeArg};
 use crate::error::advise;
+use crate::http::now;
 use crate::printer::{Align, Table, thousands};
 
 /// Runs one of the three.
@@ -19,12 +19,6 @@ pub(crate) fn run(context: &Context, command: KeysCommand) -> anyhow::Result<()>
         KeysCommand::List(args) => list(context, &args),
         KeysCommand::Revoke(args) => revoke(context, &args),
     }
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 /// A database that is there already.

@@ -1,8 +1,8 @@
 //! `bantam train`: a base model and rows become a run directory, resumable at any step.
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use bantam_kernels::{Compute, Isa};
 use bantam_lab::data::{Row, RowOptions};
@@ -11,7 +11,7 @@ use bantam_lab::export::AdapterIdentity;
 use bantam_lab::recipe::{Lines, MachineSettings, Recipe};
 use bantam_lab::train::{
     self, BatchOrder, Estimate, FullTrainer, LoraTrainer, Outcome, PlanInput, PreferenceStats,
-    TrainPlan, TrainResult, Trainable, Verdict,
+    TrainError, TrainPlan, TrainResult, Trainable, Verdict,
 };
 
 use bantam_model::Model;
@@ -19,7 +19,7 @@ use bantam_model::Model;
 use super::Context;
 use crate::error::{Interrupted, advise};
 use crate::interrupt;
-use crate::jobs::become_worker;
+use crate::jobs::{GRACE, become_worker};
 use crate::loader::{Base, rows};
 use crate::printer::{self, Printer, Table, duration, thousands};
 use crate::progress::Progress;
@@ -36,7 +36,20 @@ pub(crate) fn run(context: &Context, settings: &TrainSettings) -> anyhow::Result
         TrainMode::Preview(n) => preview(&context.printer, &base, settings, *n),
         TrainMode::DryRun => dry_run(&context.printer, &base, settings),
         TrainMode::Run(out) => {
-            let result = fit(&context.printer, &base, settings, out, &cancel)?;
+            let began = Instant::now();
+            let result = loop {
+                let done = fit(&context.printer, &base, settings, out, &cancel);
+                let is_locked = done.as_ref().is_err_and(|error| {
+                    let error = error.downcast_ref::<TrainError>();
+                    matches!(error, Some(TrainError::Locked { .. }))
+                });
+                // The training of a server that was killed saves its state before it lets go of the run.
+                let waits = settings.worker.is_some() && began.elapsed() < GRACE;
+                if !(is_locked && waits) || cancel.load(Ordering::Relaxed) {
+                    break done?;
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            };
             tell(&context.printer, settings, &result, out)
         }
         TrainMode::Replay { out, order } => {

@@ -16,6 +16,7 @@ use super::Fetcher;
 use crate::cache::{RefFile, check_digest, copy, hash_file, hex};
 use crate::catalogue::Entry;
 use crate::error::{HintExt as _, Interrupted, advise};
+use crate::http;
 use crate::settings::Network;
 
 /// Attempts at one file before giving up; each goes on where the last one stopped.
@@ -226,12 +227,8 @@ struct Client {
 
 impl Client {
     fn new(network: &Network) -> Self {
-        let config = Agent::config_builder()
-            .http_status_as_error(false)
-            // Redirects are followed here: their headers matter, and the token must not leave its host.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .user_agent(concat!("bantam/", env!("CARGO_PKG_VERSION")))
+        // Redirects are followed here: their headers matter.
+        let config = http::config()
             .timeout_connect(Some(Duration::from_secs(30)))
             .timeout_recv_response(Some(Duration::from_secs(60)))
             .timeout_per_read(Some(Duration::from_secs(60)))

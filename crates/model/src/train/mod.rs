@@ -108,14 +108,7 @@ impl<R: Real> Model<R> {
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
     ) -> LossReport {
-        assert!(self.trainable, "the model was loaded for training");
-        assert_eq!(
-            d_lora.len(),
-            lora.params.len(),
-            "one gradient per parameter"
-        );
-        let trained = Some(Trained::Adapter(lora));
-        self.run(trained, batch, Some((scale, d_lora)), work, compute)
+        self.adapter_grads(lora, batch, (scale, d_lora), None, work, compute)
     }
 
     /// As [`Model::loss_and_grads`] where the weights of the targets depend on their losses: `weigh` is told each target's
@@ -131,6 +124,18 @@ impl<R: Real> Model<R> {
         work: &mut TrainWorkspace<R>,
         compute: &Compute,
     ) -> LossReport {
+        self.adapter_grads(lora, batch, (scale, d_lora), Some(weigh), work, compute)
+    }
+
+    fn adapter_grads(
+        &self,
+        lora: &Lora<R>,
+        batch: &PackedBatch,
+        (scale, d_lora): (f64, &mut [R]),
+        weigh: Option<&mut Weigh<'_>>,
+        work: &mut TrainWorkspace<R>,
+        compute: &Compute,
+    ) -> LossReport {
         assert!(self.trainable, "the model was loaded for training");
         assert_eq!(
             d_lora.len(),
@@ -138,8 +143,7 @@ impl<R: Real> Model<R> {
             "one gradient per parameter"
         );
         let trained = Some(Trained::Adapter(lora));
-        let grads = Some((scale, d_lora));
-        self.run_weighed(trained, batch, grads, Some(weigh), work, compute)
+        self.run_weighed(trained, batch, Some((scale, d_lora)), weigh, work, compute)
     }
 
     /// As [`Model::loss_and_grads`] for every weight of the model: the gradient is added to

@@ -3,18 +3,17 @@
 //! Answers are kept line by line as they come, so after a restart only what is missing is asked again. A batch's
 //! requests are under the limits of its owner's key, and wait where someone else's would be refused.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bantam_store::{Line, Object};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::completions::CompletionRequest;
 use super::files::{Draft, Lines};
 use super::{chat, completions, embeddings, responses};
-use super::{completions::CompletionRequest, request::ChatRequest};
 use crate::error::ApiError;
 use crate::ids;
 use crate::server::App;
@@ -33,9 +32,6 @@ const ERRORS_MAX: usize = 20;
 /// Lines that are asked at the same time.
 const AT_ONCE: usize = 4;
 
-/// Batches that run, and whether each is to stop.
-pub(crate) type Running = Mutex<HashMap<String, Arc<AtomicBool>>>;
-
 /// Takes up all batches that were not finished when the server stopped.
 pub(crate) async fn resume(app: &Arc<App>) {
     let labels = ["validating", "in_progress", "finalizing", "cancelling"];
@@ -48,16 +44,8 @@ pub(crate) async fn resume(app: &Arc<App>) {
 
 /// Starts the task.
 pub(crate) fn start(app: &Arc<App>, batch: Object) {
-    let stop = Arc::new(AtomicBool::new(batch.label == "cancelling"));
-    let running = |app: &App, id: &str, stop: Option<Arc<AtomicBool>>| {
-        let mut all = app.batches.lock().unwrap_or_else(PoisonError::into_inner);
-        match stop {
-            Some(stop) => all.insert(id.to_string(), stop),
-            None => all.remove(id),
-        };
-    };
     let id = batch.id.clone();
-    running(app, &id, Some(Arc::clone(&stop)));
+    let stop = app.batches.begin(&id, batch.label == "cancelling");
     let app = Arc::clone(app);
     tokio::spawn(async move {
         let mut work = Work {
@@ -69,16 +57,8 @@ pub(crate) fn start(app: &Arc<App>, batch: Object) {
             tracing::error!(id, message = error.message, "a batch failed");
             let _ = work.fail(vec![fault(None, &error)]).await;
         }
-        running(&app, &id, None);
+        app.batches.end(&id);
     });
-}
-
-/// Asks a batch to stop; `false` if it does not run.
-pub(crate) fn cancel(app: &App, id: &str) -> bool {
-    let all = app.batches.lock().unwrap_or_else(PoisonError::into_inner);
-    all.get(id)
-        .map(|stop| stop.store(true, Ordering::Relaxed))
-        .is_some()
 }
 
 struct Work {
@@ -355,13 +335,9 @@ async fn one(
 ) -> Result<Line, ApiError> {
     let answer = loop {
         let answer = answer(app, owner, endpoint, &ask.body).await;
-        match &answer {
-            Err(error) if error.status.as_u16() == 429 && error.should_retry => {
-                if stop.load(Ordering::Relaxed) || ids::now() >= expires {
-                    break answer;
-                }
-                let ms = error.retry_ms.unwrap_or(1000).clamp(50, 5000);
-                tokio::time::sleep(Duration::from_millis(ms)).await;
+        match answer.as_ref().err().and_then(ApiError::pause) {
+            Some(pause) if !stop.load(Ordering::Relaxed) && ids::now() < expires => {
+                tokio::time::sleep(pause).await;
             }
             _ => break answer,
         }
@@ -393,26 +369,13 @@ async fn answer(
     let caller = app.door.absent(owner)?;
     let caller = &caller;
     match endpoint {
-        "/v1/chat/completions" => {
-            let request = ChatRequest::parse(body)?;
-            no_stream(request.stream)?;
-            let completion = chat::whole(app, caller, request).await?;
-            serde_json::to_value(completion).map_err(|_| ApiError::internal("the answer is broken"))
-        }
+        "/v1/chat/completions" => chat::answer(app, caller, body).await,
         "/v1/completions" => {
             let request = CompletionRequest::parse(body)?;
-            no_stream(request.stream)?;
+            chat::no_stream(request.stream)?;
             completions::whole(app, caller, request).await
         }
         "/v1/embeddings" => embeddings::answer(app, caller, body).await,
         _ => responses::answer(app, caller, body).await,
     }
-}
-
-fn no_stream(stream: bool) -> Result<(), ApiError> {
-    if stream {
-        let message = "a batch's answers are not streamed";
-        return Err(ApiError::unsupported("stream", message));
-    }
-    Ok(())
 }

@@ -116,7 +116,7 @@ pub(crate) async fn cancel(
         return Err(ApiError::conflict("not_cancellable", message));
     }
     let mut body = batch.body;
-    if batch_run::cancel(&app, &id) {
+    if app.batches.cancel(&id) {
         body["status"] = json!("cancelling");
         body["cancelling_at"] = json!(ids::now());
     }

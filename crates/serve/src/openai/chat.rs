@@ -88,6 +88,27 @@ pub(crate) async fn whole(
     Ok(completion)
 }
 
+/// The answer to a body that nobody waits for.
+pub(crate) async fn answer(
+    app: &Arc<App>,
+    caller: &Caller,
+    body: &[u8],
+) -> Result<Value, ApiError> {
+    let request = ChatRequest::parse(body)?;
+    no_stream(request.stream)?;
+    let completion = whole(app, caller, request).await?;
+    serde_json::to_value(completion).map_err(|_| ApiError::internal("the answer is broken"))
+}
+
+/// Refuses to stream where nobody reads along.
+pub(crate) fn no_stream(stream: bool) -> Result<(), ApiError> {
+    if stream {
+        let message = "a batch's answers are not streamed";
+        return Err(ApiError::unsupported("stream", message));
+    }
+    Ok(())
+}
+
 /// What an answer that is kept is kept with.
 pub(crate) struct Kept {
     pub(crate) metadata: Map<String, Value>,

@@ -21,6 +21,7 @@ mod prompt;
 mod request;
 mod response;
 pub(crate) mod responses;
+pub(crate) mod running;
 mod score;
 mod sse;
 pub(crate) mod stored;

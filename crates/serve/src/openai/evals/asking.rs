@@ -6,10 +6,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::caller::Caller;
+use crate::apart::apart;
 use crate::error::ApiError;
 use crate::openai::chat;
-use crate::openai::request::ChatRequest;
 use crate::outside::{ProviderAnswer, Providers};
 use crate::server::App;
 
@@ -81,33 +80,22 @@ impl Asker {
             // The key may be revoked meanwhile.
             let caller = self.app.door.absent(&self.owner)?;
             let began = Instant::now();
-            match near(&self.app, &caller, &bytes).await {
-                Err(error) if error.status.as_u16() == 429 && error.should_retry => {
-                    if self.stop.load(Ordering::Relaxed) {
-                        return Err(error);
-                    }
-                    let ms = error.retry_ms.unwrap_or(1000).clamp(50, 5000);
-                    tokio::time::sleep(Duration::from_millis(ms)).await;
-                }
-                Err(error) => return Err(error),
+            match chat::answer(&self.app, &caller, &bytes).await {
                 Ok(body) => return read(model, &body, began.elapsed(), None),
+                Err(error) => match error.pause() {
+                    Some(pause) if !self.stop.load(Ordering::Relaxed) => {
+                        tokio::time::sleep(pause).await;
+                    }
+                    _ => return Err(error),
+                },
             }
         }
     }
 }
 
-async fn near(app: &Arc<App>, caller: &Caller, body: &[u8]) -> Result<Value, ApiError> {
-    let completion = chat::whole(app, caller, ChatRequest::parse(body)?).await?;
-    serde_json::to_value(completion).map_err(|_| ApiError::internal("the answer is broken"))
-}
-
 async fn far(provider: Arc<dyn Providers>, model: String, body: Value) -> Result<Asked, ApiError> {
-    let (send, receive) = tokio::sync::oneshot::channel();
     let asked = model.clone();
-    // A thread of its own: an answer may take minutes, and the runtime's threads are for the database.
-    std::thread::Builder::new()
-        .name("provider".to_string())
-        .spawn(move || drop(send.send(provider.chat(&asked, &body))))
+    let receive = apart("provider", move || provider.chat(&asked, &body))
         .map_err(|e| ApiError::internal(format!("a thread for the provider: {e}")))?;
     let answer = receive
         .await

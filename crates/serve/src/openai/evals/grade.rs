@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::asking::{Asked, Asker};
 use super::criteria::{Criterion, Grader, MessageTemplate};
+use crate::apart::apart;
 use crate::error::ApiError;
 use crate::openai::embeddings;
 use crate::outside::SandboxError;
@@ -335,10 +336,7 @@ async fn program(
     let permit = asker.app.programs.acquire().await;
     let _permit = permit.map_err(|_| GradeError::PythonServer("the server ends".to_string()))?;
     let (source, item, sample) = (source.to_string(), Arc::clone(item), Arc::clone(sample));
-    let (send, receive) = tokio::sync::oneshot::channel();
-    let thread = std::thread::Builder::new().name("program".to_string());
-    thread
-        .spawn(move || drop(send.send(sandbox.grade(&source, &sample, &item))))
+    let receive = apart("program", move || sandbox.grade(&source, &sample, &item))
         .map_err(|error| GradeError::PythonServer(error.to_string()))?;
     match receive.await {
         Ok(Ok(score)) => Ok(score),

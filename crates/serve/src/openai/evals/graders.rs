@@ -30,7 +30,7 @@ pub(crate) async fn validate(
     let mut fields = Fields::of_body(&body)?;
     let criterion = grader(&mut fields)?;
     fields.finish(&[])?;
-    runs::ready(&app, std::slice::from_ref(&criterion), None)?;
+    runs::ready(&app, std::slice::from_ref(&criterion), None).await?;
     Ok(Json(json!({"grader": criterion.shown})))
 }
 
@@ -47,7 +47,7 @@ pub(crate) async fn run(
     let item: Map<String, Value> = fields.take("item")?.unwrap_or_default();
     // It was called so before.
     fields.finish(&[("reference_answer", &[], "it stands in `item`")])?;
-    runs::ready(&app, std::slice::from_ref(&criterion), None)?;
+    runs::ready(&app, std::slice::from_ref(&criterion), None).await?;
     let asker = Asker {
         app: Arc::clone(&app),
         owner,

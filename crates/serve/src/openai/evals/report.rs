@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use bantam_judge::canonical;
 use bantam_judge::compare::{self, compare};
 use bantam_judge::stats::percentile;
 use bantam_store::{ListQuery, Object};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::runs;
 use crate::error::ApiError;
@@ -72,7 +73,7 @@ impl Rows {
 
     fn add(&mut self, item: &Value, group_by: Option<&str>, seen: &mut HashMap<String, usize>) {
         let source = &item["datasource_item"];
-        let key = sorted(source).to_string();
+        let key = canonical(source).to_string();
         let times = seen.entry(key.clone()).or_insert(0);
         *times += 1;
         self.keys.push(format!("{times} {key}"));
@@ -132,22 +133,6 @@ impl Rows {
     fn passes(&self) -> Vec<f64> {
         let pass = |status: &String| f64::from(u8::from(status == "pass"));
         self.status.iter().map(pass).collect()
-    }
-}
-
-/// JSON with the keys of every object in order.
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Object(map) => {
-            let mut pairs: Vec<(&String, &Value)> = map.iter().collect();
-            pairs.sort_unstable_by_key(|(key, _)| *key);
-            let pairs = pairs
-                .into_iter()
-                .map(|(key, value)| (key.clone(), sorted(value)));
-            Value::Object(pairs.collect::<Map<_, _>>())
-        }
-        Value::Array(items) => items.iter().map(sorted).collect(),
-        other => other.clone(),
     }
 }
 

@@ -44,7 +44,7 @@ pub(crate) async fn create(
     let name: Option<String> = fields.take("name")?;
     fields.finish(&[])?;
     let criteria = criteria::kept(&eval.body["testing_criteria"])?;
-    ready(&app, &criteria, prompt.as_ref())?;
+    ready(&app, &criteria, prompt.as_ref()).await?;
     if prompt.is_none() && !source.is_kept() {
         no_model_needed(&criteria, &source)?;
     }
@@ -139,7 +139,7 @@ fn check_prompt(prompt: &Prompt, eval: &Object) -> Result<(), ApiError> {
 }
 
 /// Refuses what would fail in every row: models that cannot be asked, programs that cannot be run.
-pub(super) fn ready(
+pub(super) async fn ready(
     app: &App,
     criteria: &[Criterion],
     prompt: Option<&Prompt>,
@@ -158,7 +158,11 @@ pub(super) fn ready(
         }
         if criterion.runs_programs() {
             let refused = match &app.config.sandbox {
-                Some(sandbox) => sandbox.refusal(),
+                Some(sandbox) => {
+                    let sandbox = Arc::clone(sandbox);
+                    let asked = tokio::task::spawn_blocking(move || sandbox.refusal()).await;
+                    asked.unwrap_or_else(|_| Some("it was not tried".to_string()))
+                }
                 None => Some(grade::NO_SANDBOX.to_string()),
             };
             if let Some(why) = refused {
@@ -278,7 +282,7 @@ pub(crate) async fn cancel(
         let message = format!("the run is `{}` and cannot be canceled", run.label);
         return Err(ApiError::conflict("not_cancellable", message));
     }
-    work::cancel(&app, &run.id);
+    app.evals.cancel(&run.id);
     wait(&app, &owner, &run.id).await;
     Ok(Json(find(&app, &owner, &eval, &run.id).await?.body))
 }
@@ -303,7 +307,7 @@ pub(crate) async fn delete(
 ) -> Result<Json<Value>, ApiError> {
     let owner = Caller::of(&request)?.owner;
     let run = find(&app, &owner, &eval, &run).await?;
-    if work::cancel(&app, &run.id) {
+    if app.evals.cancel(&run.id) {
         wait(&app, &owner, &run.id).await;
     }
     let id = run.id.clone();
@@ -325,7 +329,7 @@ pub(super) async fn stop_all(app: &Arc<App>, owner: &str, eval: &str) -> Result<
         .store(move |store| store.list(KIND.name, &asked, &query))
         .await?;
     for run in page.map(|page| page.objects).unwrap_or_default() {
-        if OPEN.contains(&run.label.as_str()) && work::cancel(app, &run.id) {
+        if OPEN.contains(&run.label.as_str()) && app.evals.cancel(&run.id) {
             wait(app, owner, &run.id).await;
         }
     }

@@ -1,9 +1,10 @@
 //! The work of a run: a task reads the rows, asks the model that is judged, has every grader look at the answer, and
 //! keeps what came of it. What is kept is not asked again when the server starts anew.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bantam_store::{Line, Object};
 use serde_json::{Value, json};
@@ -21,11 +22,10 @@ use crate::server::App;
 
 /// Rows that are worked on at the same time.
 const AT_ONCE: usize = 8;
+/// How often a run's counts are kept while it runs.
+const COUNTED_EVERY: Duration = Duration::from_millis(500);
 /// Graders' programs that run at the same time.
 pub(crate) const PROGRAMS: usize = 2;
-
-/// Runs that are worked on, and whether each is to stop.
-pub(crate) type Running = Mutex<HashMap<String, Arc<AtomicBool>>>;
 
 /// Takes up all runs that were not finished when the server stopped.
 pub(crate) async fn resume(app: &Arc<App>) {
@@ -38,40 +38,30 @@ pub(crate) async fn resume(app: &Arc<App>) {
 
 /// Starts the task.
 pub(crate) fn start(app: &Arc<App>, run: Object) {
-    let stop = Arc::new(AtomicBool::new(false));
     let id = run.id.clone();
-    lock(app).insert(id.clone(), Arc::clone(&stop));
+    let stop = app.evals.begin(&id, false);
     let app = Arc::clone(app);
     tokio::spawn(async move {
         let mut work = Work {
             app: Arc::clone(&app),
             run,
             stop,
+            told: Instant::now(),
         };
         if let Err(error) = work.run().await {
             tracing::warn!(id, message = error.message, "an eval run failed");
             let _ = work.fail(&error).await;
         }
-        lock(&app).remove(&id);
+        app.evals.end(&id);
     });
-}
-
-fn lock(app: &App) -> std::sync::MutexGuard<'_, HashMap<String, Arc<AtomicBool>>> {
-    app.evals.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Asks a run to stop; `false` if it is not worked on.
-pub(crate) fn cancel(app: &App, id: &str) -> bool {
-    let told = lock(app)
-        .get(id)
-        .map(|stop| stop.store(true, Ordering::Relaxed));
-    told.is_some()
 }
 
 struct Work {
     app: Arc<App>,
     run: Object,
     stop: Arc<AtomicBool>,
+    /// When the counts were last kept.
+    told: Instant,
 }
 
 /// What rows are worked on with.
@@ -219,12 +209,16 @@ impl Work {
                 .unwrap_or(0),
             body: item.to_string(),
         };
-        let (id, run) = (self.run.id.clone(), self.run.clone());
-        let keep = self.app.store(move |store| {
-            store.put_line(&id, &line)?;
-            store.update(&run)
-        });
-        keep.await.map(drop)
+        let id = self.run.id.clone();
+        self.app
+            .store(move |store| store.put_line(&id, &line))
+            .await?;
+        // The rows may stand in the run itself, which makes it long. At the end it is counted anew.
+        if self.told.elapsed() < COUNTED_EVERY {
+            return Ok(());
+        }
+        self.told = Instant::now();
+        self.keep().await
     }
 }
 

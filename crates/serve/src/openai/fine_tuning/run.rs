@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::KIND;
 use super::events::{choose, told};
 use super::request::method_of;
+use crate::apart::apart;
 use crate::error::ApiError;
 use crate::ids;
 use crate::openai::files::Draft;
@@ -343,11 +344,7 @@ async fn train(app: &Arc<App>, config: &TrainingConfig, job: Object) -> Result<(
             training.clone(),
             Arc::clone(&told_stop),
         );
-        let (send, mut receive) = tokio::sync::oneshot::channel();
-        // A thread of its own, not one of the runtime's: it lasts as long as the training does.
-        std::thread::Builder::new()
-            .name("job".to_string())
-            .spawn(move || drop(send.send(trainer.train(&training, &stop.stop))))
+        let mut receive = apart("job", move || trainer.train(&training, &stop.stop))
             .map_err(|error| ApiError::internal(format!("a thread for the job: {error}")))?;
         let ended = loop {
             tokio::select! {
