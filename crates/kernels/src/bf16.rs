@@ -12,6 +12,8 @@ use crate::{Compute, Isa};
 use half::bf16;
 
 mod adapted;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod outer;
 
 pub use adapted::{Pairs, Tail, Thin, thin};
@@ -274,6 +276,9 @@ impl Block<'_> {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => unsafe { x86::avx512_bf16(self, y) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => unsafe { amx::run(self, y) },
         }
     }
 

@@ -186,7 +186,9 @@ pub(crate) unsafe fn serial_f32(isa: Isa, call: &Call<'_, f32>, c: *mut f32) {
         Level::Avx2 => unsafe { x86::avx2(call, c) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { x86::avx512(call, c) },
+        Level::Avx512 | Level::Avx512Vnni | Level::Avx512Bf16 | Level::Amx => unsafe {
+            x86::avx512(call, c)
+        },
     }
 }
 

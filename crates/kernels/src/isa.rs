@@ -24,6 +24,9 @@ pub(crate) enum Level {
     /// AVX-512 with the integer and the BF16 dot products.
     #[cfg(target_arch = "x86_64")]
     Avx512Bf16,
+    /// The same with tile registers and their bf16 and 8-bit products.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl Isa {
@@ -52,6 +55,9 @@ impl Isa {
                         levels.push(Isa(Level::Avx512Vnni));
                         if has!("avx512bf16") {
                             levels.push(Isa(Level::Avx512Bf16));
+                            if crate::amx::available() {
+                                levels.push(Isa(Level::Amx));
+                            }
                         }
                     }
                 }
@@ -65,7 +71,7 @@ impl Isa {
         Self::available().into_iter().find(|isa| isa.name() == name)
     }
 
-    /// `scalar`, `avx2`, `avx512`, `avx512-vnni` or `avx512-bf16`.
+    /// `scalar`, `avx2`, `avx512`, `avx512-vnni`, `avx512-bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Scalar => "scalar",
@@ -77,6 +83,8 @@ impl Isa {
             Level::Avx512Vnni => "avx512-vnni",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512Bf16 => "avx512-bf16",
+            #[cfg(target_arch = "x86_64")]
+            Level::Amx => "amx",
         }
     }
 }
@@ -105,7 +113,10 @@ macro_rules! for_each_isa {
                 $crate::isa::Level::Avx2 => unsafe { avx2($($arg),*) },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
-                $crate::isa::Level::Avx512 | $crate::isa::Level::Avx512Vnni | $crate::isa::Level::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::isa::Level::Avx512
+                | $crate::isa::Level::Avx512Vnni
+                | $crate::isa::Level::Avx512Bf16
+                | $crate::isa::Level::Amx => unsafe { avx512($($arg),*) },
             }
         }
     };

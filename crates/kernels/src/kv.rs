@@ -485,7 +485,9 @@ impl Head<'_> {
         match isa.0 {
             // SAFETY: the level was detected, the lengths are checked above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => unsafe { x86::scores(self, scores, stride, query, m) },
+            Level::Avx512Bf16 | Level::Amx => unsafe {
+                x86::scores(self, scores, stride, query, m)
+            },
             _ => scores_widened(isa, self, scores, stride, query, m),
         }
     }
@@ -502,7 +504,7 @@ impl Head<'_> {
             // SAFETY: the level was detected, the lengths are checked above, the caller vouches
             // for the rows.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512Bf16 => unsafe { x86::mix(self, rows, norms, probs, stride) },
+            Level::Avx512Bf16 | Level::Amx => unsafe { x86::mix(self, rows, norms, probs, stride) },
             _ => {
                 let dh = self.dims.head_dim;
                 for (i, &row) in rows.iter().enumerate() {

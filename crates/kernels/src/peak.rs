@@ -22,6 +22,9 @@ pub fn int8_gops(compute: &Compute) -> f64 {
         Level::Avx512Vnni | Level::Avx512Bf16 => unsafe { x86::dpbusd() },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
+        Level::Amx => unsafe { x86::tiles(|i| crate::amx::add_int8(i), 64) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 => unsafe { x86::maddubs() },
         Level::Scalar => multiply_integers(),
     })
@@ -34,6 +37,9 @@ pub fn bf16_gflops(compute: &Compute) -> f64 {
         // SAFETY: the level was detected.
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Bf16 => unsafe { x86::dpbf16() },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => unsafe { x86::tiles(|i| crate::amx::add_bf16(i), 32) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 | Level::Avx512 | Level::Avx512Vnni => unsafe { x86::fma() },
@@ -125,10 +131,30 @@ fn multiply_floats() -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use crate::amx::{self, Shapes, TILE};
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
     const TURNS: usize = 100_000;
+
+    /// Products of whole tiles over `depth` terms, six chains of them.
+    ///
+    /// # Safety
+    /// Tiles are available; `add` adds the product of the operands to a sum.
+    pub(super) unsafe fn tiles(add: impl Fn(usize), depth: usize) -> f64 {
+        let (zeros, turns) = ([0u32; TILE * TILE], TURNS / 10);
+        // SAFETY: the caller vouches for tiles; the operands are one tile each.
+        unsafe {
+            let _shapes = Shapes::new(TILE, TILE);
+            amx::left(zeros.as_ptr(), 4 * TILE);
+            amx::right(zeros.as_ptr(), 4 * TILE);
+            (0..amx::SUMS).for_each(|i| amx::zero(i));
+            for _ in 0..turns {
+                (0..amx::SUMS).for_each(&add);
+            }
+        }
+        (turns * amx::SUMS * 2 * TILE * TILE * depth) as f64
+    }
 
     /// Twelve independent chains hide the latency of an operation.
     macro_rules! chains {

@@ -408,7 +408,8 @@ mod tests {
     #[test]
     fn a_tail_continues_the_chains() {
         // Two parts whose border lies within a panel; rows 100.. have no part.
-        let (m, n, k) = (11, 130, 34);
+        // Whole groups of pairs, which tiles sum before they go on.
+        let (m, n, k) = (11, 130, 64);
         let parts = [(0..60, 0..4), (60..100, 4..8)];
         let (x, w, h, e) = (
             numbers(m * k, 1),

@@ -87,10 +87,10 @@ pub fn estimate<T: Trainable + ?Sized>(
     };
     let n_params = params.len();
     model.set_params(&params);
-    // Preferences take a pass that scores, and once for each example the reference's.
+    // Preferences take a pass that scores, and one more where there is a reference.
     let forwards = match &settings.preference {
         None => 0.0,
-        Some(preference) if preference.has_reference() => 1.0 + 1.0 / settings.optim.epochs as f64,
+        Some(preference) if preference.has_reference() => 2.0,
         Some(_) => 1.0,
     };
     let (mut time, mut forward) = (Timing::default(), Timing::default());

@@ -39,14 +39,14 @@ pub(super) struct Objective<'a> {
 
 /// Log-probabilities of answers under the parameters that the run began with.
 ///
-/// An example is scored when a batch first needs it, by itself: its score depends on nothing else, so a run that is
-/// resumed finds the same ones.
+/// They are taken from the very passes that score the policy, rows laid out alike: a pass with another cut of shared
+/// beginnings rounds otherwise, and a policy that has learnt nothing would seem to have moved. So those of a batch are
+/// computed with it, and only those of the validation, whose passes stay the same, are kept.
 struct Reference {
     /// The parameters.
     params: Vec<f32>,
-    /// By row; what is not known yet is no number.
-    train: Vec<f64>,
-    valid: Vec<f64>,
+    /// The validation's rows, with their scores.
+    valid: Option<(Vec<usize>, Vec<f64>)>,
 }
 
 impl<'a> Objective<'a> {
@@ -56,8 +56,7 @@ impl<'a> Objective<'a> {
         let has_reference = preference.is_some_and(|settings| settings.has_reference());
         let reference = has_reference.then(|| Reference {
             params: initial(),
-            train: vec![f64::NAN; plan.train.len()],
-            valid: vec![f64::NAN; plan.valid.len()],
+            valid: None,
         });
         Self { plan, reference }
     }
@@ -85,7 +84,7 @@ impl<'a> Objective<'a> {
                 ..BatchLoss::default()
             });
         };
-        let scored = self.score(model, params, side, examples, &preference)?;
+        let scored = self.score(model, params, side, examples)?;
         let (stats, _) = judge(&preference, &scored);
         Ok(BatchLoss {
             loss: stats.loss,
@@ -127,7 +126,7 @@ impl<'a> Objective<'a> {
         if let ([whole], false) = (&passes[..], is_kto) {
             return self.gradient_in_one(model, params, (examples, &which, whole), grads);
         }
-        let scored = self.score(model, params, Side::Train, examples, &preference)?;
+        let scored = self.score(model, params, Side::Train, examples)?;
         let (stats, factors) = judge(&preference, &scored);
         let mut weights = vec![0f32; rows.len()];
         let mut pulled = Vec::new();
@@ -165,14 +164,12 @@ impl<'a> Objective<'a> {
         let Some(preference) = settings.preference else {
             return Ok(BatchLoss::default());
         };
-        if preference.has_reference() {
-            self.refer(model, params, Side::Train, examples)?;
-        }
+        let reference = self.refer(model, params, Side::Train, which)?;
         let (packed, owners) = pack_weighted(rows, pass, settings.share_prefixes, &|_| 1.0);
         let mut found = None;
         let mut weigh = |losses: &[f64]| {
             let sums = sums(which, owners.iter().zip(losses));
-            let (stats, factors) = judge(&preference, &self.scored(Side::Train, which, &sums));
+            let (stats, factors) = judge(&preference, &scored(rows, which, &sums, &reference));
             let of_row: BTreeMap<usize, f64> = which.iter().copied().zip(factors).collect();
             found = Some(stats);
             owners.iter().map(|row| -of_row[row] as f32).collect()
@@ -194,71 +191,51 @@ impl<'a> Objective<'a> {
         params: &[f32],
         side: Side,
         examples: &[usize],
-        preference: &PreferenceSettings,
     ) -> Result<Vec<Scored>, TrainError> {
         let (settings, rows) = (&self.plan.settings, self.rows(side));
-        if preference.has_reference() {
-            self.refer(model, params, side, examples)?;
-        }
         let which = rows_of(examples, settings.rows_per_example());
+        let reference = self.refer(model, params, side, &which)?;
         let sums = log_probs(model, rows, &which, settings)?;
-        Ok(self.scored(side, &which, &sums))
+        Ok(scored(rows, &which, &sums, &reference))
     }
 
-    /// Rows with their log-probabilities under the policy, `sums`, and under the reference.
-    fn scored(&self, side: Side, which: &[usize], sums: &[f64]) -> Vec<Scored> {
-        let rows = self.rows(side);
-        let reference = self.reference.as_ref().map(|reference| match side {
-            Side::Train => &reference.train,
-            Side::Valid => &reference.valid,
-        });
-        let scored = |(&row, &policy): (&usize, &f64)| Scored {
-            verdict: rows[row].verdict,
-            policy,
-            reference: reference.map_or(0.0, |reference| reference[row]),
-            tokens: rows[row].n_trained(),
-        };
-        which.iter().zip(sums).map(scored).collect()
-    }
-
-    /// Makes sure that the reference's scores of some examples are known.
+    /// The reference's scores of some rows, none if the method has no reference.
     fn refer<T: Trainable + ?Sized>(
         &mut self,
         model: &mut T,
         params: &[f32],
         side: Side,
-        examples: &[usize],
-    ) -> Result<(), TrainError> {
+        which: &[usize],
+    ) -> Result<Vec<f64>, TrainError> {
         let (settings, rows) = (&self.plan.settings, self.rows(side));
         let Some(reference) = &mut self.reference else {
-            return Ok(());
+            return Ok(Vec::new());
         };
-        let known = match side {
-            Side::Train => &mut reference.train,
-            Side::Valid => &mut reference.valid,
-        };
-        let per_example = settings.rows_per_example();
-        let mut is_set = false;
-        for &example in examples {
-            let which = rows_of(&[example], per_example);
-            if !which.iter().any(|row| known[*row].is_nan()) {
-                continue;
-            }
-            if !is_set {
-                model.set_params(&reference.params);
-                is_set = true;
-            }
-            let sums = log_probs(model, rows, &which, settings)?;
-            which
-                .iter()
-                .zip(sums)
-                .for_each(|(row, sum)| known[*row] = sum);
+        if let (Side::Valid, Some((of, known))) = (side, &reference.valid)
+            && of == which
+        {
+            return Ok(known.clone());
         }
-        if is_set {
-            model.set_params(params);
+        model.set_params(&reference.params);
+        let sums = log_probs(model, rows, which, settings);
+        model.set_params(params);
+        let sums = sums?;
+        if side == Side::Valid {
+            reference.valid = Some((which.to_vec(), sums.clone()));
         }
-        Ok(())
+        Ok(sums)
     }
+}
+
+/// Rows with their log-probabilities under the policy, `sums`, and under the reference, if there is one.
+fn scored(rows: &[TrainRow], which: &[usize], sums: &[f64], reference: &[f64]) -> Vec<Scored> {
+    let scored = |(i, (&row, &policy)): (usize, (&usize, &f64))| Scored {
+        verdict: rows[row].verdict,
+        policy,
+        reference: reference.get(i).copied().unwrap_or_default(),
+        tokens: rows[row].n_trained(),
+    };
+    which.iter().zip(sums).enumerate().map(scored).collect()
 }
 
 /// The summed log-probability of each row's trained tokens, in the order of `which`.

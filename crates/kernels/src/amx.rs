@@ -1,0 +1,183 @@
+//! Tile registers (AMX): eight registers of sixteen rows by 64 bytes, and products of two of
+//! them added to a third.
+//!
+//! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter
+//! "Programming with Intel AMX". The compiler has no stable intrinsics for them, so each
+//! instruction is one line of assembly here. Sums are registers 0 to 5, the left operand is
+//! register 6 and the right one register 7.
+
+use std::arch::asm;
+use std::sync::OnceLock;
+
+/// Rows of a register, and 32-bit words of a row.
+pub(crate) const TILE: usize = 16;
+/// Registers that hold sums.
+pub(crate) const SUMS: usize = 6;
+
+/// Whether the processor has tiles with their bf16 and int8 products, and the system lets this
+/// process use them.
+pub(crate) fn available() -> bool {
+    static GRANTED: OnceLock<bool> = OnceLock::new();
+    *GRANTED.get_or_init(|| has_tiles() && granted())
+}
+
+fn has_tiles() -> bool {
+    const BF16: u32 = 1 << 22;
+    const TILES: u32 = 1 << 24;
+    const INT8: u32 = 1 << 25;
+    let all = BF16 | TILES | INT8;
+    let leaf = std::arch::x86_64::__cpuid_count(7, 0);
+    leaf.edx & all == all
+}
+
+/// Asks the system for the tiles' state, which it keeps for each thread once a process wants it.
+#[cfg(target_os = "linux")]
+fn granted() -> bool {
+    const ARCH_PRCTL: u64 = 158;
+    const REQUEST: u64 = 0x1023;
+    const TILE_DATA: u64 = 18;
+    let status: i64;
+    // SAFETY: the call takes two numbers and touches no memory of ours; `syscall` overwrites rcx
+    // and r11. Without the feature the kernel answers with an error.
+    unsafe {
+        asm!(
+            "syscall",
+            inlateout("rax") ARCH_PRCTL => status,
+            in("rdi") REQUEST,
+            in("rsi") TILE_DATA,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack)
+        );
+    }
+    status == 0
+}
+
+#[cfg(not(target_os = "linux"))]
+fn granted() -> bool {
+    false
+}
+
+/// The shapes of the registers while it lives, on this thread.
+///
+/// Sums are `[rows, 16]` words, the left operand `[rows, words]`, the right one `[words, 16]`.
+pub(crate) struct Shapes;
+
+#[repr(C, align(64))]
+struct Config {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Shapes {
+    /// # Safety
+    /// [`available`] said yes; no other `Shapes` lives on this thread.
+    ///
+    /// Panics unless both are 1 to 16.
+    pub(crate) unsafe fn new(rows: usize, words: usize) -> Self {
+        assert!((1..=TILE).contains(&rows) && (1..=TILE).contains(&words));
+        let mut config = Config {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes: [0; 16],
+            rows: [0; 16],
+        };
+        config.row_bytes[..8].fill(64);
+        config.row_bytes[SUMS] = 4 * words as u16;
+        config.rows[..=SUMS].fill(rows as u8);
+        config.rows[SUMS + 1] = words as u8;
+        // SAFETY: 64 bytes that describe palette 1 within its bounds.
+        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+        Self
+    }
+}
+
+impl Drop for Shapes {
+    fn drop(&mut self) {
+        // SAFETY: tiles are available, as a `Shapes` exists.
+        unsafe { asm!("tilerelease", options(nostack, nomem)) };
+    }
+}
+
+/// One instruction on the register of a sum: the number of a register is part of its name.
+macro_rules! on_sum {
+    ($i:expr, $before:literal, $after:literal $(, $arg:tt = $value:expr)*) => {
+        match $i {
+            0 => asm!(concat!($before, "tmm0", $after), $($arg = in(reg) $value,)* options(nostack)),
+            1 => asm!(concat!($before, "tmm1", $after), $($arg = in(reg) $value,)* options(nostack)),
+            2 => asm!(concat!($before, "tmm2", $after), $($arg = in(reg) $value,)* options(nostack)),
+            3 => asm!(concat!($before, "tmm3", $after), $($arg = in(reg) $value,)* options(nostack)),
+            4 => asm!(concat!($before, "tmm4", $after), $($arg = in(reg) $value,)* options(nostack)),
+            _ => asm!(concat!($before, "tmm5", $after), $($arg = in(reg) $value,)* options(nostack)),
+        }
+    };
+}
+
+/// # Safety
+/// A [`Shapes`] lives on this thread, `i < SUMS`.
+#[inline(always)]
+pub(crate) unsafe fn zero(i: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe { on_sum!(i, "tilezero ", "") };
+}
+
+/// # Safety
+/// As [`zero`]; `from` points to the rows of a sum, `stride` bytes apart.
+#[inline(always)]
+pub(crate) unsafe fn load(i: usize, from: *const f32, stride: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe { on_sum!(i, "tileloadd ", ", [{at} + {by}*1]", at = from, by = stride) };
+}
+
+/// # Safety
+/// As [`load`]; the rows may be written.
+#[inline(always)]
+pub(crate) unsafe fn store<T>(i: usize, to: *mut T, stride: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe { on_sum!(i, "tilestored [{at} + {by}*1], ", "", at = to, by = stride) };
+}
+
+/// # Safety
+/// A [`Shapes`] lives on this thread; `from` points to the rows of a left operand, `stride` bytes
+/// apart.
+#[inline(always)]
+pub(crate) unsafe fn left<T>(from: *const T, stride: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        asm!("tileloadd tmm6, [{at} + {by}*1]", at = in(reg) from, by = in(reg) stride, options(nostack, readonly));
+    }
+}
+
+/// # Safety
+/// As [`left`], of a right operand.
+#[inline(always)]
+pub(crate) unsafe fn right<T>(from: *const T, stride: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe {
+        asm!("tileloadd tmm7, [{at} + {by}*1]", at = in(reg) from, by = in(reg) stride, options(nostack, readonly));
+    }
+}
+
+/// Adds the product of the operands, pairs of bf16, to a sum.
+///
+/// # Safety
+/// As [`zero`].
+#[inline(always)]
+pub(crate) unsafe fn add_bf16(i: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe { on_sum!(i, "tdpbf16ps ", ", tmm6, tmm7") };
+}
+
+/// Adds the product of the operands, fours of signed bytes, to a sum of `i32`.
+///
+/// # Safety
+/// As [`zero`].
+#[inline(always)]
+pub(crate) unsafe fn add_int8(i: usize) {
+    // SAFETY: the caller vouches for it.
+    unsafe { on_sum!(i, "tdpbssd ", ", tmm6, tmm7") };
+}
