@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bantam_engine::EngineConfig;
-use bantam_serve::{ProviderAnswer, Providers, Sandbox, SandboxError, ServeConfig, Server};
+use bantam_serve::{
+    ProviderAnswer, Providers, Sandbox, SandboxError, ServeConfig, ServedEmbedder, Server,
+};
 use bantam_store::Store;
 use serde_json::{Value, json};
 use support::evals::{close, content, done, exact, made, post_to, rows, schema};
@@ -385,6 +387,36 @@ fn a_run_goes_on_with_the_next_server() {
     assert!(n < 60, "{ended}");
     server.stop().unwrap();
     std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn a_cosine_is_that_of_the_embedding_model() {
+    let shelf = models(vec![model("mock", EngineConfig::default(), Duration::ZERO)]);
+    let counter = ServedEmbedder::new("counter", Arc::new(support::Counter));
+    shelf.add_embedder(counter).unwrap();
+    let server = Server::start(config(), shelf).unwrap();
+    let run = |reference: &str, model: Option<&str>| {
+        let mut grader = json!({"type": "text_similarity", "name": "near", "evaluation_metric": "cosine",
+            "input": "{{sample.output_text}}", "reference": reference});
+        if let Some(model) = model {
+            grader["model"] = model.into();
+        }
+        let body = json!({"grader": grader, "model_sample": "abc", "item": {}});
+        let answer = post_to(&server, "/v1/fine_tuning/alpha/graders/run", &body);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        answer.json()
+    };
+    // One token of each kind against two of the first and one of the second: 3 / (sqrt 3 sqrt 5).
+    for (reference, want) in [("bca", 1.0), ("aad", 1.0 / 3.0f64.sqrt()), ("", 0.0)] {
+        let reward = run(reference, None)["reward"].as_f64().unwrap();
+        assert!((reward - want).abs() < 1e-6, "{reference}: {reward}");
+    }
+    let elsewhere = run("bca", Some("not-there"));
+    assert_eq!(
+        elsewhere["metadata"]["errors"]["model_grader_server_error"], true,
+        "{elsewhere}"
+    );
+    server.stop().unwrap();
 }
 
 #[test]

@@ -59,25 +59,34 @@ unsafe fn each<'a, K: Kind>(tiles: impl Iterator<Item = (Tile<'a>, *mut f32)>, p
             // SAFETY: tiles are available.
             shapes = Some((tile.n_rows, unsafe { Shapes::new(tile.n_rows, words) }));
         }
-        for v in 0..tile.n_cols.div_ceil(16) {
-            // SAFETY: the caller vouches for the tile; the shapes are those of its rows.
-            unsafe {
-                if tile.n_rows == ROWS {
-                    block::<K, ROWS>(&tile, panel, y, v);
-                } else {
-                    block::<K, 0>(&tile, panel, y, v);
+        let two = tile.n_cols > 16;
+        // SAFETY: the caller vouches for the tile; the shapes are those of its rows.
+        unsafe {
+            if tile.n_rows == ROWS {
+                block::<K, ROWS, 0>(&tile, panel, y);
+                if two {
+                    block::<K, ROWS, 1>(&tile, panel, y);
+                }
+            } else {
+                block::<K, 0, 0>(&tile, panel, y);
+                if two {
+                    block::<K, 0, 1>(&tile, panel, y);
                 }
             }
         }
     }
 }
 
-/// Vector `v` of a tile of `R` rows, or of as many as it has where `R` is 0.
+/// Vector `V` of a tile of `R` rows, or of as many as it has where `R` is 0.
 ///
 /// # Safety
 /// As [`product`], with shapes of `n_rows`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mut f32, v: usize) {
+unsafe fn block<K: Kind, const R: usize, const V: usize>(
+    tile: &Tile<'_>,
+    panel: &[Line],
+    y: *mut f32,
+) {
     let layout = K::LAYOUT;
     let rows = if R == 0 { tile.n_rows.min(ROWS) } else { R };
     let halves = if layout.sixteens() { 2 } else { 1 };
@@ -94,62 +103,68 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mu
             for half in 0..halves {
                 amx::zero(0);
                 amx::left((*x).codes.as_ptr().add(16 * half), size_of::<Record>());
-                amx::right(w.add(8 * half + v), 128);
+                amx::right(w.add(8 * half + V), 128);
                 amx::add_int8(0);
                 amx::store(0, dots.0.as_mut_ptr(), 64);
                 let (scale, min) = wide_scales::<K>(w.add(16), half);
                 for r in 0..rows {
                     let dot = _mm512_load_si512(dots.0[r].as_ptr().cast());
-                    let by = _mm512_mul_ps(scale[v], _mm512_set1_ps((*x.add(r)).scale));
+                    let by = _mm512_mul_ps(scale[V], _mm512_set1_ps((*x.add(r)).scale));
                     acc[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), by, acc[r]);
                 }
                 if spikes {
-                    for r in 0..rows {
-                        let codes = |g: usize| _mm512_load_si512(w.add(2 * g + v).cast());
-                        acc[r] = add_spike(acc[r], &*x.add(r), layout, half, scale[v], codes);
-                    }
+                    // By way of a copy: its address must not keep the sums in memory.
+                    let mut sums = acc;
+                    add_spikes(&mut sums[..rows], x, (layout, half), scale[V], w.add(V));
+                    acc = sums;
                 }
                 if layout.has_min() {
                     for r in 0..rows {
                         let x_sum = _mm512_set1_ps(scaled_sum_of(&*x.add(r), layout, half));
-                        acc[r] = _mm512_fmadd_ps(min[v], x_sum, acc[r]);
+                        acc[r] = _mm512_fmadd_ps(min[V], x_sum, acc[r]);
                     }
                 }
             }
             w = w.add(wide_lines(layout));
             x = x.add(tile.x_step);
         }
-        let lanes = (tile.n_cols - 16 * v).min(16);
+        let lanes = (tile.n_cols - 16 * V).min(16);
         let mask = ((1u32 << lanes) - 1) as __mmask16;
         for r in 0..rows {
-            _mm512_mask_storeu_ps(y.wrapping_add(r * tile.y_stride + 16 * v), mask, acc[r]);
+            _mm512_mask_storeu_ps(y.wrapping_add(r * tile.y_stride + 16 * V), mask, acc[r]);
         }
     }
 }
 
-/// Adds what the spike of a row is multiplied by, if there is one in `half` of the step:
-/// `codes(g)` are those of a group.
+/// Adds what the spikes of rows in `half` of a step are multiplied by, where there are any; `codes`
+/// points to the vector's first line, each second one is its.
 ///
 /// # Safety
-/// The CPU has AVX-512.
-#[inline]
+/// The CPU has AVX-512; `x` points to as many records as there are sums, `codes` to a wide step.
+#[cold]
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn add_spike(
-    acc: __m512,
-    x: &Record,
-    layout: Layout,
-    half: usize,
+unsafe fn add_spikes(
+    sums: &mut [__m512],
+    x: *const Record,
+    (layout, half): (Layout, usize),
     scale: __m512,
-    codes: impl Fn(usize) -> __m512i,
-) -> __m512 {
-    let spike = x.spike_in(layout.sixteens(), half);
-    if spike == 0.0 {
-        return acc;
+    codes: *const Line,
+) {
+    for (r, sum) in sums.iter_mut().enumerate() {
+        // SAFETY: the caller vouches for the record and the line of its group.
+        let (x, codes) = unsafe {
+            let x = &*x.add(r);
+            let line = codes.add(2 * (usize::from(x.spike_at) / 4));
+            (x, _mm512_load_si512(line.cast()))
+        };
+        let spike = x.spike_in(layout.sixteens(), half);
+        if spike == 0.0 {
+            continue;
+        }
+        // The byte to the top of its word, and down again with its sign.
+        let up = _mm_cvtsi32_si128(24 - 8 * i32::from(x.spike_at % 4));
+        let code = _mm512_srai_epi32::<24>(_mm512_sll_epi32(codes, up));
+        let by = _mm512_mul_ps(scale, _mm512_set1_ps(spike));
+        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), by, *sum);
     }
-    let at = usize::from(x.spike_at);
-    // The byte to the top of its word, and down again with its sign.
-    let up = _mm_cvtsi32_si128(24 - 8 * (at % 4) as i32);
-    let code = _mm512_srai_epi32::<24>(_mm512_sll_epi32(codes(at / 4), up));
-    let by = _mm512_mul_ps(scale, _mm512_set1_ps(spike));
-    _mm512_fmadd_ps(_mm512_cvtepi32_ps(code), by, acc)
 }
