@@ -69,7 +69,7 @@ unsafe fn rows<K: Kind>(tile: &Tile<'_>, y: *mut f32) {
     let mut w = tile.panel.as_ptr();
     let mut header = w;
     let mut x = tile.x.as_ptr();
-    // SAFETY: the panel holds the lines of n_steps steps and X holds the rows' records for each.
+    // SAFETY: the panel holds the lines of n_steps steps and X holds n_rows records for each.
     unsafe {
         for s in 0..tile.n_steps {
             if layout.header_lines() > 0 && s % SUPER == 0 {
@@ -121,7 +121,7 @@ unsafe fn rows<K: Kind>(tile: &Tile<'_>, y: *mut f32) {
                 }
             }
             w = w.add(layout.step_lines());
-            x = x.add(tile.x_step);
+            x = x.add(tile.n_rows);
         }
         for (r, sums) in sums[..tile.n_rows].iter().enumerate() {
             let y = y.add(r * tile.y_stride);

@@ -15,8 +15,6 @@
 //! tiling or the threads.
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
-#[cfg(target_arch = "x86_64")]
 mod avx2;
 mod layout;
 mod portable;
@@ -40,13 +38,14 @@ use rows::{Record, TILE};
 use std::cell::Cell;
 use std::ops::Range;
 
-/// Rows of `X` that a task takes at most: their records take a part of L2.
-const TASK_ROWS: usize = 132;
+/// Tiles of `X` that a task takes: 132 rows, whose records take a part of L2.
+const TASK_TILES: usize = 22;
 /// Weights that a task reads in one go: long enough to stream, short enough that threads end
 /// together.
 const TASK_BYTES: usize = 48 << 10;
-/// Rows from which on it pays to unpack a panel to bytes before vectors multiply it.
-const WIDE_ROWS: usize = 37;
+/// Tiles of a panel from which on it pays to unpack it to bytes first: the rows that a thread takes
+/// of a prompt are seven.
+const WIDE_TILES: usize = 7;
 /// How far ahead of a single tile to ask for weights, in lines.
 const AHEAD: usize = 64;
 
@@ -206,11 +205,11 @@ pub fn matmul(
     if x.m() == 0 || n_panels == 0 {
         return;
     }
-    let n_chunks = x.n_tiles().div_ceil(TASK_ROWS / x.height());
+    let n_chunks = x.n_tiles().div_ceil(TASK_TILES);
     let chunk_tiles = x.n_tiles().div_ceil(n_chunks);
     let panel_bytes = parts[0].0.panel_lines * size_of::<Line>();
     // Where a panel takes long, two make a task: while one is multiplied the next is fetched.
-    let per_task = if x.m() >= WIDE_ROWS {
+    let per_task = if x.n_tiles() >= WIDE_TILES {
         2
     } else {
         let most = n_panels / (2 * compute.threads());
@@ -254,50 +253,32 @@ unsafe fn product(
 ) {
     let layout = Layout::of(w.format);
     #[cfg(target_arch = "x86_64")]
-    let on_tiles = isa.0 >= Level::Amx && x.height() == amx::ROWS;
-    #[cfg(target_arch = "x86_64")]
-    let wide = isa.0 >= Level::Avx512Vnni && (on_tiles || tiles.len() * x.height() >= WIDE_ROWS);
+    let wide = tiles.len() >= WIDE_TILES && isa.0 >= Level::Avx512Vnni;
     #[cfg(not(target_arch = "x86_64"))]
     let wide = false;
     let mut scratch = if wide { WIDE.take() } else { Vec::new() };
     for p in panels.clone() {
         let last = p + 1 == panels.end;
-        let place = |first_row: usize| y.at(first_row * y_stride + col + p * PANEL);
-        let tile = |t: usize| {
+        if wide {
+            // SAFETY: the level was detected; a panel holds its steps.
+            #[cfg(target_arch = "x86_64")]
+            unsafe {
+                vnni_wide::widen(w.format, w.panel(p), w.n_steps, &mut scratch);
+            }
+        }
+        for t in tiles.clone() {
             let (records, n_rows) = x.tile(t);
-            Tile {
+            let mut tile = Tile {
                 panel: w.panel(p),
                 n_steps: w.n_steps,
                 x: records,
-                x_step: n_rows,
                 n_rows,
                 n_cols: PANEL.min(w.n - p * PANEL),
                 y_stride,
                 ahead: AHEAD,
                 ahead_lines: layout.step_lines(),
                 ahead_steps: w.n_steps,
-            }
-        };
-        #[cfg(target_arch = "x86_64")]
-        if on_tiles {
-            // SAFETY: the level was detected; a panel holds its steps; the tiles' parts of Y are the
-            // caller's to write.
-            unsafe {
-                vnni_wide::widen(w.format, w.panel(p), w.n_steps, 0, &mut scratch);
-                let all = tiles.clone().map(|t| (tile(t), place(t * amx::ROWS)));
-                amx::product(w.format, all, &scratch);
-            }
-            continue;
-        }
-        if wide {
-            // SAFETY: the level was detected; a panel holds its steps.
-            #[cfg(target_arch = "x86_64")]
-            unsafe {
-                vnni_wide::widen(w.format, w.panel(p), w.n_steps, 128, &mut scratch);
-            }
-        }
-        for t in tiles.clone() {
-            let mut tile = tile(t);
+            };
             // Ask for weights ahead of the hardware, but for none that another thread reads: a
             // single tile for what it reaches next, the first of many for the next panel.
             if tiles.len() == 1 {
@@ -313,7 +294,7 @@ unsafe fn product(
                     tile.ahead_steps = 0;
                 }
             }
-            let y = place(t * TILE);
+            let y = y.at(t * TILE * y_stride + col + p * PANEL);
             #[cfg(target_arch = "x86_64")]
             if wide {
                 // SAFETY: the tile's part of Y is the caller's to write; `scratch` has the panel.
@@ -357,32 +338,27 @@ pub fn matmul_rows(compute: &Compute, y: &mut [f32], x: &QuantRows, w: &QuantMat
                 .iter()
                 .take_while(|&&i| i as usize / PANEL == p)
                 .count();
-            // Pieces of tiles that vectors take.
             for t in 0..x.n_tiles() {
-                let (records, height) = x.tile(t);
-                for first in (0..height).step_by(TILE) {
-                    let n_rows = TILE.min(height - first);
-                    let tile = Tile {
-                        panel: w.panel(p),
-                        n_steps: w.n_steps,
-                        x: &records[first..],
-                        x_step: height,
-                        n_rows,
-                        n_cols: PANEL.min(w.n - p * PANEL),
-                        y_stride: PANEL,
-                        ahead: AHEAD,
-                        ahead_lines: step_lines,
-                        ahead_steps: w.n_steps.saturating_sub(AHEAD / step_lines),
-                    };
-                    // SAFETY: `values` holds a whole piece.
-                    unsafe { tile.run(compute.isa(), w.format, values.as_mut_ptr()) };
-                    for r in 0..n_rows {
-                        let at_row = (t * x.height() + first + r) * n_cols + at;
-                        // SAFETY: columns at..at + same of a row belong to this task alone.
-                        let out = unsafe { y.slice(at_row..at_row + same) };
-                        for (out, &i) in out.iter_mut().zip(&rows[at..]) {
-                            *out = values[r * PANEL + i as usize % PANEL];
-                        }
+                let (records, n_rows) = x.tile(t);
+                let tile = Tile {
+                    panel: w.panel(p),
+                    n_steps: w.n_steps,
+                    x: records,
+                    n_rows,
+                    n_cols: PANEL.min(w.n - p * PANEL),
+                    y_stride: PANEL,
+                    ahead: AHEAD,
+                    ahead_lines: step_lines,
+                    ahead_steps: w.n_steps.saturating_sub(AHEAD / step_lines),
+                };
+                // SAFETY: `values` holds a whole tile.
+                unsafe { tile.run(compute.isa(), w.format, values.as_mut_ptr()) };
+                for r in 0..n_rows {
+                    let first = (t * TILE + r) * n_cols + at;
+                    // SAFETY: columns at..at + same of a row belong to this task alone.
+                    let out = unsafe { y.slice(first..first + same) };
+                    for (out, &i) in out.iter_mut().zip(&rows[at..]) {
+                        *out = values[r * PANEL + i as usize % PANEL];
                     }
                 }
             }
@@ -395,9 +371,8 @@ pub fn matmul_rows(compute: &Compute, y: &mut [f32], x: &QuantRows, w: &QuantMat
 struct Tile<'a> {
     panel: &'a [Line],
     n_steps: usize,
-    /// `[step][row]`, steps `x_step` records apart.
+    /// `[step][row]`
     x: &'a [Record],
-    x_step: usize,
     n_rows: usize,
     n_cols: usize,
     y_stride: usize,

@@ -16,7 +16,7 @@ pub(super) fn scalar(layout: Layout, tile: &Tile<'_>, sums: &mut Sums) {
     for s in 0..tile.n_steps {
         wide.read(layout, tile.panel, s);
         for r in 0..tile.n_rows {
-            let x = &tile.x[s * tile.x_step + r];
+            let x = &tile.x[s * tile.n_rows + r];
             let halves = if layout.sixteens() { 2 } else { 1 };
             for half in 0..halves {
                 let (start, scaled_sum) = sums_of(x, layout, half);

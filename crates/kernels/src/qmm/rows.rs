@@ -6,7 +6,7 @@ use crate::par::Parts;
 use crate::{Compute, Isa, ops};
 use bytemuck::{Pod, Zeroable};
 
-/// Rows that a product takes together.
+/// Rows that a product takes together; their records interleave.
 pub(super) const TILE: usize = 6;
 
 /// Columns of a row that are worked out before they are quantised: they stay in L1.
@@ -29,7 +29,7 @@ pub(super) struct Record {
     pub(super) spike: f32,
     /// Its column; the code there is 0.
     pub(super) spike_at: u16,
-    /// Whether any row of the tile has a spike in this step.
+    /// In the record of a tile's first row: whether any row of the tile has a spike in this step.
     pub(super) tile_spikes: u16,
 }
 
@@ -60,9 +60,8 @@ pub(super) const SPIKE: f32 = 4.0;
 ///           NaN has a NaN scale, a block below 1e-30 is zero
 #[derive(Clone, Debug, Default)]
 pub struct QuantRows {
-    /// Tiles of `height` rows, in each `[step][row of the tile]`; the last tile may have less.
+    /// Tiles of [`TILE`] rows, in each `[step][row of the tile]`; the last tile may have less.
     records: Vec<Record>,
-    height: usize,
     m: usize,
     k: usize,
     /// Of the rows that are normalised.
@@ -129,8 +128,7 @@ impl QuantRows {
         values: impl Fn(Isa, usize, usize, &mut [f32]) + Sync,
     ) {
         let n_steps = k.div_ceil(STEP);
-        let height = tile_height(compute.isa(), m);
-        (self.m, self.k, self.height) = (m, k, height);
+        (self.m, self.k) = (m, k);
         let len = m * n_steps;
         // Only grown: every record of the new rows is written below.
         if self.records.len() < len {
@@ -142,25 +140,23 @@ impl QuantRows {
         let task = |task: usize| {
             let (t, piece) = (task / n_pieces, task % n_pieces);
             let (col, end) = (piece * PIECE, ((piece + 1) * PIECE).min(k));
-            let n_rows = height.min(m - t * height);
+            let n_rows = TILE.min(m - t * TILE);
             let steps = col / STEP..end.div_ceil(STEP);
-            let first = t * height * n_steps;
+            let first = t * TILE * n_steps;
             // SAFETY: the steps of a piece of a tile lie together, and no other task has them.
             let out =
                 unsafe { records.slice(first + steps.start * n_rows..first + steps.end * n_rows) };
             let mut buffer = [0.0; PIECE];
             for r in 0..n_rows {
                 let buffer = &mut buffer[..end - col];
-                values(compute.isa(), t * height + r, col, buffer);
+                values(compute.isa(), t * TILE + r, col, buffer);
                 quantise_row(compute.isa(), &mut out[r..], n_rows, buffer);
             }
             for step in out.chunks_exact_mut(n_rows) {
-                let any = step.iter().any(|record| record.spike != 0.0);
-                step.iter_mut()
-                    .for_each(|record| record.tile_spikes = u16::from(any));
+                step[0].tile_spikes = u16::from(step.iter().any(|record| record.spike != 0.0));
             }
         };
-        let n_tasks = m.div_ceil(height) * n_pieces;
+        let n_tasks = m.div_ceil(TILE) * n_pieces;
         // A few thousand activations take less time than waking a thread.
         if m * k <= 4096 {
             (0..n_tasks).for_each(task);
@@ -169,50 +165,24 @@ impl QuantRows {
         }
     }
 
-    /// All records, row by row.
     #[cfg(test)]
-    pub(super) fn all(&self) -> Vec<Record> {
-        let n_steps = self.k.div_ceil(STEP);
-        let of = |(row, step): (usize, usize)| {
-            let (records, n_rows) = self.tile(row / self.height);
-            // What a tile shares is not the row's.
-            Record {
-                tile_spikes: 0,
-                ..records[step * n_rows + row % self.height]
-            }
-        };
-        let steps = |row| (0..n_steps).map(move |step| (row, step));
-        (0..self.m).flat_map(steps).map(of).collect()
-    }
-
-    /// Rows of a tile; the last may have less.
-    pub(super) fn height(&self) -> usize {
-        self.height
+    pub(super) fn all(&self) -> &[Record] {
+        &self.records[..self.m * self.k.div_ceil(STEP)]
     }
 
     /// How many tiles, and the records and rows of tile `t`.
     pub(super) fn n_tiles(&self) -> usize {
-        self.m.div_ceil(self.height.max(1))
+        self.m.div_ceil(TILE)
     }
 
     pub(super) fn tile(&self, t: usize) -> (&[Record], usize) {
         let n_steps = self.k.div_ceil(STEP);
-        let n_rows = self.height.min(self.m - t * self.height);
+        let n_rows = TILE.min(self.m - t * TILE);
         (
-            &self.records[t * self.height * n_steps..][..n_rows * n_steps],
+            &self.records[t * TILE * n_steps..][..n_rows * n_steps],
             n_rows,
         )
     }
-}
-
-/// Tile registers take sixteen rows, where there are enough; vectors take [`TILE`].
-fn tile_height(isa: Isa, m: usize) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    if isa.0 >= Level::Amx && m >= super::amx::MIN_ROWS {
-        return super::amx::ROWS;
-    }
-    let _ = (isa, m);
-    TILE
 }
 
 /// Quantises some columns of one row: the record of step `s` is `out[s * stride]`.

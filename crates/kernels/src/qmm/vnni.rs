@@ -85,7 +85,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
     let mut x = tile.x.as_ptr();
     let mut w = tile.panel.as_ptr();
     let mut header = w;
-    // SAFETY: the panel holds the lines of n_steps steps and X holds the rows' records for each.
+    // SAFETY: the panel holds the lines of n_steps steps and X holds R records for each.
     unsafe {
         for s in 0..tile.n_steps {
             if layout.header_lines() > 0 && s % SUPER == 0 {
@@ -146,7 +146,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, y: *mut f32) {
                 }
             }
             w = w.add(layout.step_lines());
-            x = x.add(tile.x_step);
+            x = x.add(R);
         }
         store::<R>(tile, &acc, y);
     }

@@ -13,33 +13,27 @@ use super::vnni::{
 use crate::quant::Format;
 use std::arch::x86_64::*;
 
-/// Writes a panel with its codes as bytes of zero point `zero` (or none).
+/// Writes a panel with its codes as bytes of zero point 128 (or none).
 ///
 /// Per step: 16 lines of codes as in `Q8_0`, then the scales: as they are where they are f16,
 /// else in f32, 2 lines for each half of a step that has its own and 2 for its minima.
 ///
 /// # Safety
 /// The CPU has AVX-512 BW; the panel holds the lines of `n_steps` steps.
-pub(super) unsafe fn widen(
-    format: Format,
-    panel: &[Line],
-    n_steps: usize,
-    zero: u8,
-    out: &mut Vec<Line>,
-) {
+pub(super) unsafe fn widen(format: Format, panel: &[Line], n_steps: usize, out: &mut Vec<Line>) {
     // SAFETY: the caller vouches for all of it.
     unsafe {
         match format {
-            Format::Q4_0 => widen_as::<Q4_0>(panel, n_steps, zero, out),
-            Format::Q4_1 => widen_as::<Q4_1>(panel, n_steps, zero, out),
-            Format::Q5_0 => widen_as::<Q5_0>(panel, n_steps, zero, out),
-            Format::Q5_1 => widen_as::<Q5_1>(panel, n_steps, zero, out),
-            Format::Q8_0 => widen_as::<Q8_0>(panel, n_steps, zero, out),
-            Format::Q2_K => widen_as::<Q2_K>(panel, n_steps, zero, out),
-            Format::Q3_K => widen_as::<Q3_K>(panel, n_steps, zero, out),
-            Format::Q4_K => widen_as::<Q4_K>(panel, n_steps, zero, out),
-            Format::Q5_K => widen_as::<Q5_K>(panel, n_steps, zero, out),
-            Format::Q6_K => widen_as::<Q6_K>(panel, n_steps, zero, out),
+            Format::Q4_0 => widen_as::<Q4_0>(panel, n_steps, out),
+            Format::Q4_1 => widen_as::<Q4_1>(panel, n_steps, out),
+            Format::Q5_0 => widen_as::<Q5_0>(panel, n_steps, out),
+            Format::Q5_1 => widen_as::<Q5_1>(panel, n_steps, out),
+            Format::Q8_0 => widen_as::<Q8_0>(panel, n_steps, out),
+            Format::Q2_K => widen_as::<Q2_K>(panel, n_steps, out),
+            Format::Q3_K => widen_as::<Q3_K>(panel, n_steps, out),
+            Format::Q4_K => widen_as::<Q4_K>(panel, n_steps, out),
+            Format::Q5_K => widen_as::<Q5_K>(panel, n_steps, out),
+            Format::Q6_K => widen_as::<Q6_K>(panel, n_steps, out),
             Format::F32 | Format::F16 | Format::BF16 => {
                 unreachable!("a plain format is never packed")
             }
@@ -47,7 +41,7 @@ pub(super) unsafe fn widen(
     }
 }
 
-pub(super) const fn wide_lines(layout: Layout) -> usize {
+const fn wide_lines(layout: Layout) -> usize {
     16 + match layout.scales {
         Scales::Half => 1,
         Scales::HalfMin => 2,
@@ -59,7 +53,7 @@ pub(super) const fn wide_lines(layout: Layout) -> usize {
 /// # Safety
 /// As [`widen`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn widen_as<K: Kind>(panel: &[Line], n_steps: usize, zero: u8, out: &mut Vec<Line>) {
+unsafe fn widen_as<K: Kind>(panel: &[Line], n_steps: usize, out: &mut Vec<Line>) {
     let layout = K::LAYOUT;
     let lines = n_steps * wide_lines(layout);
     if out.len() < lines {
@@ -75,7 +69,7 @@ unsafe fn widen_as<K: Kind>(panel: &[Line], n_steps: usize, zero: u8, out: &mut 
                 header = w;
                 w = w.add(layout.header_lines());
             }
-            let shift = _mm512_set1_epi8(zero.wrapping_sub(layout.zero as u8).cast_signed());
+            let shift = _mm512_set1_epi8(128u8.wrapping_sub(layout.zero as u8).cast_signed());
             for g in 0..8 {
                 for v in 0..2 {
                     let mut codes = group::<K>(w, g, v);
@@ -210,7 +204,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mu
                 }
             }
             w = w.add(wide_lines(layout));
-            x = x.add(tile.x_step);
+            x = x.add(R);
         }
         store::<R>(tile, &acc, y);
     }
@@ -222,10 +216,7 @@ unsafe fn block<K: Kind, const R: usize>(tile: &Tile<'_>, panel: &[Line], y: *mu
 /// `scales` points to those lines; the CPU has AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-pub(super) unsafe fn wide_scales<K: Kind>(
-    scales: *const Line,
-    half: usize,
-) -> ([__m512; 2], [__m512; 2]) {
+unsafe fn wide_scales<K: Kind>(scales: *const Line, half: usize) -> ([__m512; 2], [__m512; 2]) {
     // SAFETY: each reads within the lines that `widen` writes.
     unsafe {
         if K::LAYOUT.header_lines() == 0 {
