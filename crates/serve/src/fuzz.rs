@@ -3,6 +3,7 @@
 use std::sync::OnceLock;
 
 use bantam_store::Store;
+use serde_json::{Value, json};
 
 use crate::openai;
 
@@ -19,10 +20,41 @@ pub fn query(data: &[u8]) {
     let _ = crate::query::list(Some(&text), Some("model"), true, true);
 }
 
+/// Streams bytes as the text of an answer, and reads the frame as a client does: it is one event, and the text is
+/// whole.
+pub fn sse(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let frame = openai::sse::frame(&json!({"text": text}));
+    let mut events = events_of(&frame).into_iter();
+    let event = events.next().expect("a frame is an event");
+    let read: Value = serde_json::from_str(&event).expect("an event is JSON");
+    assert_eq!(read["text"].as_str(), Some(&*text));
+    assert!(events.next().is_none(), "a frame is one event: {frame:?}");
+}
+
+/// The data of the events of a stream, by the rules of the HTML standard (section 9.2.6, "Interpreting an event
+/// stream"): lines end at CR, LF or both, an event ends at an empty line.
+fn events_of(stream: &str) -> Vec<String> {
+    let lines = stream.replace("\r\n", "\n").replace('\r', "\n");
+    let (mut events, mut data) = (Vec::new(), Vec::new());
+    for line in lines.split('\n') {
+        if line.is_empty() {
+            if !data.is_empty() {
+                events.push(data.join("\n"));
+                data.clear();
+            }
+            continue;
+        }
+        let (field, value) = line.split_once(':').unwrap_or((line, ""));
+        if field == "data" {
+            data.push(value.strip_prefix(' ').unwrap_or(value));
+        }
+    }
+    events
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
 
     /// Requests that use every field.
@@ -60,6 +92,20 @@ mod tests {
             Value::Object(fields) => fields.values_mut().for_each(|field| mutate(field, at, by)),
             _ => {}
         }
+    }
+
+    #[test]
+    fn no_text_breaks_out_of_its_event() {
+        for text in [
+            "",
+            "a\n\ndata: [DONE]\n\n",
+            "\r\r\nevent: x\r",
+            "\u{2028}\u{2029}\u{0}\u{85}\"\\",
+        ] {
+            sse(text.as_bytes());
+        }
+        sse(b"\xff\xfe\n\n\xf0\x9f");
+        assert_eq!(events_of("data: a\n\ndata: b\r\rdata: c\n"), ["a", "b"]);
     }
 
     #[test]

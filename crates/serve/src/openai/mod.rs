@@ -23,7 +23,7 @@ mod response;
 pub(crate) mod responses;
 pub(crate) mod running;
 mod score;
-mod sse;
+pub(crate) mod sse;
 pub(crate) mod stored;
 pub(crate) mod tokens;
 mod tools;

@@ -345,6 +345,11 @@ fn one_thread_is_two_and_a_shared_prompt_is_a_repeated_one() {
             (losses, fs::read(weights).unwrap())
         };
         let (losses, bytes) = run(1, true, None);
+        if method == Method::Dpo {
+            // Rounded to bf16 and sharing beginnings, the policy still begins at its reference.
+            let first = losses[0];
+            assert!((first - std::f64::consts::LN_2).abs() < 1e-12, "{first}");
+        }
         assert_eq!(
             run(2, true, None),
             (losses.clone(), bytes.clone()),
