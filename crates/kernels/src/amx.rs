@@ -3,16 +3,17 @@
 //!
 //! Source: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, chapter
 //! "Programming with Intel AMX". The compiler has no stable intrinsics for them, so each
-//! instruction is one line of assembly here. Sums are registers 0 to 5, the left operand is
-//! register 6 and the right one register 7.
+//! instruction is one line of assembly here. Sums are registers 0 to 2, right operands 3 to 5, the
+//! left operand is register 6: a register that is loaded while a product still reads it makes the
+//! load wait, so each sum has a right operand of its own.
 
 use std::arch::asm;
 use std::sync::OnceLock;
 
 /// Rows of a register, and 32-bit words of a row.
 pub(crate) const TILE: usize = 16;
-/// Registers that hold sums.
-pub(crate) const SUMS: usize = 6;
+/// Sums at a time, and right operands: sum `i` takes the product with right operand `i`.
+pub(crate) const SUMS: usize = 3;
 
 /// Whether the processor has tiles with their bf16 and int8 products, and the system lets this
 /// process use them.
@@ -86,10 +87,11 @@ impl Shapes {
             row_bytes: [0; 16],
             rows: [0; 16],
         };
-        config.row_bytes[..8].fill(64);
-        config.row_bytes[SUMS] = 4 * words as u16;
-        config.rows[..=SUMS].fill(rows as u8);
-        config.rows[SUMS + 1] = words as u8;
+        config.row_bytes[..2 * SUMS].fill(64);
+        config.rows[..SUMS].fill(rows as u8);
+        config.rows[SUMS..2 * SUMS].fill(words as u8);
+        config.row_bytes[2 * SUMS] = 4 * words as u16;
+        config.rows[2 * SUMS] = rows as u8;
         // SAFETY: 64 bytes that describe palette 1 within its bounds.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
         Self
@@ -103,16 +105,13 @@ impl Drop for Shapes {
     }
 }
 
-/// One instruction on the register of a sum: the number of a register is part of its name.
-macro_rules! on_sum {
-    ($i:expr, $before:literal, $after:literal $(, $arg:tt = $value:expr)*) => {
+/// One instruction of a sum and its right operand: the number of a register is part of its name.
+macro_rules! on {
+    ($i:expr, $zero:literal, $one:literal, $two:literal $(, $arg:tt = $value:expr)*) => {
         match $i {
-            0 => asm!(concat!($before, "tmm0", $after), $($arg = in(reg) $value,)* options(nostack)),
-            1 => asm!(concat!($before, "tmm1", $after), $($arg = in(reg) $value,)* options(nostack)),
-            2 => asm!(concat!($before, "tmm2", $after), $($arg = in(reg) $value,)* options(nostack)),
-            3 => asm!(concat!($before, "tmm3", $after), $($arg = in(reg) $value,)* options(nostack)),
-            4 => asm!(concat!($before, "tmm4", $after), $($arg = in(reg) $value,)* options(nostack)),
-            _ => asm!(concat!($before, "tmm5", $after), $($arg = in(reg) $value,)* options(nostack)),
+            0 => asm!($zero, $($arg = in(reg) $value,)* options(nostack)),
+            1 => asm!($one, $($arg = in(reg) $value,)* options(nostack)),
+            _ => asm!($two, $($arg = in(reg) $value,)* options(nostack)),
         }
     };
 }
@@ -122,7 +121,7 @@ macro_rules! on_sum {
 #[inline(always)]
 pub(crate) unsafe fn zero(i: usize) {
     // SAFETY: the caller vouches for it.
-    unsafe { on_sum!(i, "tilezero ", "") };
+    unsafe { on!(i, "tilezero tmm0", "tilezero tmm1", "tilezero tmm2") };
 }
 
 /// # Safety
@@ -130,22 +129,40 @@ pub(crate) unsafe fn zero(i: usize) {
 #[inline(always)]
 pub(crate) unsafe fn load(i: usize, from: *const f32, stride: usize) {
     // SAFETY: the caller vouches for it.
-    unsafe { on_sum!(i, "tileloadd ", ", [{at} + {by}*1]", at = from, by = stride) };
+    unsafe {
+        on!(
+            i,
+            "tileloadd tmm0, [{at} + {by}*1]",
+            "tileloadd tmm1, [{at} + {by}*1]",
+            "tileloadd tmm2, [{at} + {by}*1]",
+            at = from,
+            by = stride
+        );
+    }
 }
 
 /// # Safety
 /// As [`load`]; the rows may be written.
 #[inline(always)]
-pub(crate) unsafe fn store<T>(i: usize, to: *mut T, stride: usize) {
+pub(crate) unsafe fn store(i: usize, to: *mut f32, stride: usize) {
     // SAFETY: the caller vouches for it.
-    unsafe { on_sum!(i, "tilestored [{at} + {by}*1], ", "", at = to, by = stride) };
+    unsafe {
+        on!(
+            i,
+            "tilestored [{at} + {by}*1], tmm0",
+            "tilestored [{at} + {by}*1], tmm1",
+            "tilestored [{at} + {by}*1], tmm2",
+            at = to,
+            by = stride
+        );
+    }
 }
 
 /// # Safety
 /// A [`Shapes`] lives on this thread; `from` points to the rows of a left operand, `stride` bytes
 /// apart.
 #[inline(always)]
-pub(crate) unsafe fn left<T>(from: *const T, stride: usize) {
+pub(crate) unsafe fn left(from: *const u32, stride: usize) {
     // SAFETY: the caller vouches for it.
     unsafe {
         asm!("tileloadd tmm6, [{at} + {by}*1]", at = in(reg) from, by = in(reg) stride, options(nostack, readonly));
@@ -153,31 +170,52 @@ pub(crate) unsafe fn left<T>(from: *const T, stride: usize) {
 }
 
 /// # Safety
-/// As [`left`], of a right operand.
+/// As [`left`], of right operand `i`.
 #[inline(always)]
-pub(crate) unsafe fn right<T>(from: *const T, stride: usize) {
+pub(crate) unsafe fn right(i: usize, from: *const u32, stride: usize) {
     // SAFETY: the caller vouches for it.
     unsafe {
-        asm!("tileloadd tmm7, [{at} + {by}*1]", at = in(reg) from, by = in(reg) stride, options(nostack, readonly));
+        on!(
+            i,
+            "tileloadd tmm3, [{at} + {by}*1]",
+            "tileloadd tmm4, [{at} + {by}*1]",
+            "tileloadd tmm5, [{at} + {by}*1]",
+            at = from,
+            by = stride
+        );
     }
 }
 
-/// Adds the product of the operands, pairs of bf16, to a sum.
+/// Adds the product of the left operand and right operand `i`, pairs of bf16, to sum `i`.
 ///
 /// # Safety
 /// As [`zero`].
 #[inline(always)]
 pub(crate) unsafe fn add_bf16(i: usize) {
     // SAFETY: the caller vouches for it.
-    unsafe { on_sum!(i, "tdpbf16ps ", ", tmm6, tmm7") };
+    unsafe {
+        on!(
+            i,
+            "tdpbf16ps tmm0, tmm6, tmm3",
+            "tdpbf16ps tmm1, tmm6, tmm4",
+            "tdpbf16ps tmm2, tmm6, tmm5"
+        );
+    }
 }
 
-/// Adds the product of the operands, fours of signed bytes, to a sum of `i32`.
+/// The same of fours of signed bytes, to a sum of `i32`.
 ///
 /// # Safety
 /// As [`zero`].
 #[inline(always)]
 pub(crate) unsafe fn add_int8(i: usize) {
     // SAFETY: the caller vouches for it.
-    unsafe { on_sum!(i, "tdpbssd ", ", tmm6, tmm7") };
+    unsafe {
+        on!(
+            i,
+            "tdpbssd tmm0, tmm6, tmm3",
+            "tdpbssd tmm1, tmm6, tmm4",
+            "tdpbssd tmm2, tmm6, tmm5"
+        );
+    }
 }

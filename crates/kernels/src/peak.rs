@@ -137,7 +137,7 @@ mod x86 {
 
     const TURNS: usize = 100_000;
 
-    /// Products of whole tiles over `depth` terms, six chains of them.
+    /// Products of whole tiles over `depth` terms, three chains of them.
     ///
     /// # Safety
     /// Tiles are available; `add` adds the product of the operands to a sum.
@@ -147,8 +147,10 @@ mod x86 {
         unsafe {
             let _shapes = Shapes::new(TILE, TILE);
             amx::left(zeros.as_ptr(), 4 * TILE);
-            amx::right(zeros.as_ptr(), 4 * TILE);
-            (0..amx::SUMS).for_each(|i| amx::zero(i));
+            for i in 0..amx::SUMS {
+                amx::right(i, zeros.as_ptr(), 4 * TILE);
+                amx::zero(i);
+            }
             for _ in 0..turns {
                 (0..amx::SUMS).for_each(&add);
             }

@@ -5,42 +5,100 @@
 //! groups of sixteen pairs, in ascending order from the block's first, whatever the batch.
 
 use super::Block;
-use crate::amx::{self, Shapes, TILE};
+use crate::amx::{self, SUMS, Shapes, TILE};
 use std::arch::x86_64::*;
+use std::cell::RefCell;
+use std::ops::Range;
 
-/// Words of a row of a block's columns beyond whole tiles.
-type Edge = [[f32; TILE]; TILE];
+/// Groups of pairs whose right operands are kept in L1: 27 KB of three vectors of columns.
+const DEPTH: usize = 9;
+/// Rows from which on it pays to lay the right operands out first.
+const MANY_ROWS: usize = 3 * TILE;
+/// Vectors of columns of a block, at most.
+const VECTORS: usize = 4;
+
+/// A tile's words.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Words([u32; TILE * TILE]);
+
+impl Words {
+    const ZERO: Words = Words([0; TILE * TILE]);
+}
+
+/// What a block works in.
+struct Scratch {
+    /// Right operands, `[vector][group]`.
+    right: [Words; VECTORS * DEPTH],
+    /// Left operands of one tile of rows, `[group]`.
+    left: [Words; DEPTH],
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::new(Box::new(Scratch {
+        right: [Words::ZERO; VECTORS * DEPTH],
+        left: [Words::ZERO; DEPTH],
+    }));
+}
 
 /// # Safety
 /// Tiles are available, and the CPU has AVX-512; as [`Block::run`].
 pub(super) unsafe fn run(block: &Block<'_>, y: *mut f32) {
-    let whole = block.n_pairs / TILE * TILE;
-    // SAFETY: passed on to the caller.
-    unsafe {
-        if whole > 0 || block.n_pairs == 0 {
-            columns(block, y, 0..whole, TILE, block.go_on);
+    let groups = block.n_pairs / TILE;
+    let pieces = groups.div_ceil(DEPTH).max(1);
+    let depth = groups.div_ceil(pieces);
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut go_on = block.go_on;
+        let mut first = 0;
+        while first < groups || (block.n_pairs == 0 && !go_on) {
+            let last = groups.min(first + depth);
+            // SAFETY: passed on to the caller.
+            unsafe { piece(block, y, first * TILE..last * TILE, TILE, go_on, scratch) };
+            (first, go_on) = (last, true);
         }
-        if whole < block.n_pairs {
-            let go_on = block.go_on || whole > 0;
-            columns(block, y, whole..block.n_pairs, block.n_pairs - whole, go_on);
+        let rest = block.n_pairs % TILE;
+        if rest > 0 {
+            let pairs = block.n_pairs - rest..block.n_pairs;
+            // SAFETY: as above.
+            unsafe { piece(block, y, pairs, rest, go_on, scratch) };
         }
-    }
+    });
 }
 
-/// The block over `pairs`, `words` at a time.
+/// The block over at most [`DEPTH`] groups of `words` pairs.
 ///
 /// # Safety
 /// As [`run`].
-unsafe fn columns(
+#[target_feature(enable = "avx512f")]
+unsafe fn piece(
     block: &Block<'_>,
     y: *mut f32,
-    pairs: std::ops::Range<usize>,
+    pairs: Range<usize>,
     words: usize,
     go_on: bool,
+    scratch: &mut Scratch,
 ) {
     let whole = block.n_rows / TILE * TILE;
-    // SAFETY: passed on to the caller; tiles are available.
+    let groups = pairs.len() / words;
+    let vectors = block.n_cols.div_ceil(TILE);
+    // SAFETY: the panel holds whole vectors of each pair, the scratch has room for all groups; the
+    // rest is passed on to the caller.
     unsafe {
+        let mut w = block
+            .panel
+            .as_ptr()
+            .wrapping_add(pairs.start * block.w_stride);
+        let mut w_steps = [TILE, words * block.w_stride, 4 * block.w_stride];
+        if block.n_rows >= MANY_ROWS && words == TILE {
+            for v in 0..vectors {
+                for g in 0..groups {
+                    let from = w.add(g * TILE * block.w_stride + v * TILE);
+                    lay_out(&mut scratch.right[v * DEPTH + g], from, block.w_stride);
+                }
+            }
+            w = scratch.right.as_ptr().cast();
+            w_steps = [DEPTH * TILE * TILE, TILE * TILE, 4 * TILE];
+        }
         for (rows, height) in [
             (0..whole, TILE),
             (whole..block.n_rows, block.n_rows - whole),
@@ -49,130 +107,150 @@ unsafe fn columns(
                 continue;
             }
             let _shapes = Shapes::new(height, words);
-            let pass = Pass {
-                block,
-                pairs: pairs.clone(),
-                words,
-                height,
-                go_on,
-            };
-            let mut i = rows.start;
-            while i < rows.end {
-                let both = i + 2 * height <= rows.end;
-                match (block.n_cols.div_ceil(TILE), both) {
-                    (1, true) => pass.tiles::<2, 1>(y, i),
-                    (2, true) => pass.tiles::<2, 2>(y, i),
-                    (3, true) => pass.tiles::<2, 3>(y, i),
-                    (1, false) => pass.tiles::<1, 1>(y, i),
-                    (2, false) => pass.tiles::<1, 2>(y, i),
-                    (3, false) => pass.tiles::<1, 3>(y, i),
-                    _ => pass.tiles::<1, 4>(y, i),
+            for i in rows.step_by(height) {
+                let x = block
+                    .x
+                    .as_ptr()
+                    .wrapping_add(i * block.x_stride + pairs.start * block.x_step);
+                let (mut x, mut x_steps) = (x, [words, 4 * block.x_stride]);
+                if block.x_step != 1 {
+                    for (g, out) in scratch.left[..groups].iter_mut().enumerate() {
+                        let from = x.wrapping_add(g * words * block.x_step);
+                        turn(block, out, from, height, words);
+                    }
+                    x = scratch.left.as_ptr().cast();
+                    x_steps = [TILE * TILE, 4 * TILE];
                 }
-                let wide = block.n_cols > 3 * TILE;
-                i += if both && !wide { 2 * height } else { height };
+                let pass = Pass {
+                    x,
+                    x_steps,
+                    w,
+                    w_steps,
+                    groups,
+                    height,
+                    y: y.add(i * block.y_stride),
+                    y_stride: block.y_stride,
+                    n_cols: block.n_cols,
+                    go_on,
+                };
+                match vectors {
+                    1 => pass.tiles::<1>(0),
+                    2 => pass.tiles::<2>(0),
+                    3 => pass.tiles::<3>(0),
+                    _ => {
+                        pass.tiles::<2>(0);
+                        pass.tiles::<2>(2);
+                    }
+                }
             }
         }
     }
 }
 
-struct Pass<'a> {
-    block: &'a Block<'a>,
-    pairs: std::ops::Range<usize>,
-    /// Pairs of a step.
-    words: usize,
-    /// Rows of a tile.
+/// One tile of rows over the groups of a piece.
+struct Pass {
+    x: *const u32,
+    /// Words from a group to the next, bytes from a row to the next.
+    x_steps: [usize; 2],
+    w: *const u32,
+    /// Words from a vector to the next and from a group to the next, bytes from a pair to the next.
+    w_steps: [usize; 3],
+    groups: usize,
     height: usize,
+    y: *mut f32,
+    y_stride: usize,
+    n_cols: usize,
     go_on: bool,
 }
 
-impl Pass<'_> {
-    /// `R` tiles of rows from row `i` on by `V` of columns.
+impl Pass {
+    /// `V` vectors of columns from vector `first` on.
     ///
     /// # Safety
-    /// Those rows exist; as [`run`], with the shapes of the pass.
-    #[inline(always)]
-    unsafe fn tiles<const R: usize, const V: usize>(&self, y: *mut f32, i: usize) {
-        let block = self.block;
-        let mut edge: Edge = [[0.0; TILE]; TILE];
-        let mut turned = [0u32; 2 * TILE * TILE];
-        let stride = 4 * block.y_stride;
-        let lanes = block.n_cols - TILE * (V - 1);
-        // SAFETY: the rows and columns are the block's; columns beyond it are neither read nor
-        // written, they go by way of `edge`. X and the panel hold what the sizes say.
+    /// As [`run`], with the shapes of the pass; the operands hold what the steps say.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn tiles<const V: usize>(&self, first: usize) {
+        const { assert!(V <= SUMS) };
+        let mut edge = Words::ZERO;
+        let edge: *mut f32 = edge.0.as_mut_ptr().cast();
+        let stride = 4 * self.y_stride;
+        let lanes = |v: usize| (self.n_cols - TILE * (first + v)).min(TILE);
+        // SAFETY: columns beyond the block are neither read nor written, they go by way of `edge`;
+        // the caller vouches for the rest.
         unsafe {
-            let y = |r: usize, v: usize| y.add((i + r * self.height) * block.y_stride + TILE * v);
-            for r in 0..R {
-                for v in 0..V {
-                    if !self.go_on {
-                        amx::zero(r * V + v);
-                    } else if v + 1 < V || lanes == TILE {
-                        amx::load(r * V + v, y(r, v), stride);
-                    } else {
-                        for (row, edge) in edge.iter_mut().enumerate().take(self.height) {
-                            let from = y(r, v).add(row * block.y_stride);
-                            std::ptr::copy_nonoverlapping(from, edge.as_mut_ptr(), lanes);
-                        }
-                        amx::load(r * V + v, edge.as_ptr().cast(), 4 * TILE);
-                    }
-                }
-            }
-            for p in self.pairs.clone().step_by(self.words) {
-                let x = |r: usize| {
-                    let row = (i + r * self.height) * block.x_stride;
-                    block.x.as_ptr().wrapping_add(row + p * block.x_step)
-                };
-                let (x_at, x_stride) = if block.x_step == 1 {
-                    ([x(0), x(R - 1)], 4 * block.x_stride)
+            let y = |v: usize| self.y.add(TILE * (first + v));
+            for v in 0..V {
+                if !self.go_on {
+                    amx::zero(v);
+                } else if lanes(v) == TILE {
+                    amx::load(v, y(v), stride);
                 } else {
-                    for r in 0..R {
-                        self.turn(&mut turned[r * TILE * TILE..], x(r));
+                    for row in 0..self.height {
+                        let from = y(v).add(row * self.y_stride);
+                        std::ptr::copy_nonoverlapping(from, edge.add(row * TILE), lanes(v));
                     }
-                    let at = turned.as_ptr();
-                    ([at, at.add((R - 1) * TILE * TILE)], 4 * TILE)
-                };
-                let w = block.panel.as_ptr().add(p * block.w_stride);
-                for r in 0..R {
-                    amx::left(x_at[r], x_stride);
-                    for v in 0..V {
-                        amx::right(w.add(TILE * v), 4 * block.w_stride);
-                        amx::add_bf16(r * V + v);
-                    }
+                    amx::load(v, edge, 4 * TILE);
                 }
             }
-            for r in 0..R {
+            let [of_vector, of_group, of_pair] = self.w_steps;
+            let (mut x, mut w) = (self.x, self.w.wrapping_add(first * of_vector));
+            for _ in 0..self.groups {
+                amx::left(x, self.x_steps[1]);
                 for v in 0..V {
-                    if v + 1 < V || lanes == TILE {
-                        amx::store(r * V + v, y(r, v), stride);
-                    } else {
-                        amx::store(r * V + v, edge.as_mut_ptr().cast::<f32>(), 4 * TILE);
-                        for (row, edge) in edge.iter().enumerate().take(self.height) {
-                            let to = y(r, v).add(row * block.y_stride);
-                            std::ptr::copy_nonoverlapping(edge.as_ptr(), to, lanes);
-                        }
+                    amx::right(v, w.wrapping_add(v * of_vector), of_pair);
+                    amx::add_bf16(v);
+                }
+                x = x.wrapping_add(self.x_steps[0]);
+                w = w.wrapping_add(of_group);
+            }
+            for v in 0..V {
+                if lanes(v) == TILE {
+                    amx::store(v, y(v), stride);
+                } else {
+                    amx::store(v, edge, 4 * TILE);
+                    for row in 0..self.height {
+                        let to = y(v).add(row * self.y_stride);
+                        std::ptr::copy_nonoverlapping(edge.add(row * TILE), to, lanes(v));
                     }
                 }
             }
         }
     }
+}
 
-    /// Rows of a step from where they lie side by side: `out [height, words]`, rows a tile apart.
-    ///
-    /// # Safety
-    /// As [`Pass::tiles`]; rows are neighbours.
-    #[inline(always)]
-    unsafe fn turn(&self, out: &mut [u32], x: *const u32) {
-        let block = self.block;
-        if self.height == TILE && self.words == TILE && block.x_stride == 1 {
-            let out = (&mut out[..TILE * TILE]).try_into().expect("a tile");
-            // SAFETY: sixteen pairs of sixteen rows exist; the CPU has AVX-512.
-            return unsafe { turn_tile(out, x, block.x_step) };
+/// Sixteen lines of sixteen words, `stride` words apart, side by side.
+///
+/// # Safety
+/// The lines can be read; the CPU has AVX-512.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn lay_out(out: &mut Words, from: *const u32, stride: usize) {
+    let out = out.0.as_mut_ptr();
+    for i in 0..TILE {
+        // Whole lines: a tile that is loaded right after waits for stores of less.
+        // SAFETY: the caller vouches for the line; the array has sixteen.
+        unsafe {
+            let line = _mm512_loadu_si512(from.add(i * stride).cast());
+            _mm512_store_si512(out.add(i * TILE).cast(), line);
         }
-        for row in 0..self.height {
-            for word in 0..self.words {
-                // SAFETY: the row and the pair exist.
-                out[row * TILE + word] =
-                    unsafe { *x.add(row * block.x_stride + word * block.x_step) };
-            }
+    }
+}
+
+/// A left operand from rows that lie side by side: `out [height, words]`, rows a tile's width apart.
+///
+/// # Safety
+/// Rows and pairs exist; the CPU has AVX-512.
+unsafe fn turn(block: &Block<'_>, out: &mut Words, x: *const u32, height: usize, words: usize) {
+    if height == TILE && words == TILE && block.x_stride == 1 {
+        // SAFETY: sixteen pairs of sixteen neighbouring rows exist.
+        return unsafe { turn_tile(&mut out.0, x, block.x_step) };
+    }
+    for row in 0..height {
+        for word in 0..words {
+            // SAFETY: the row and the pair exist.
+            out.0[row * TILE + word] =
+                unsafe { *x.add(row * block.x_stride + word * block.x_step) };
         }
     }
 }
