@@ -5,6 +5,7 @@
 //! f32, so weights still stream at two bytes each. A row of `Y` is one chain over ascending
 //! `k` pairs whatever the batch, so decode, batches and prefill give the same bits.
 
+use crate::huge::{Arena, Piece};
 use crate::isa::Level;
 use crate::ops::round_to_bf16_pairs;
 use crate::par::Parts;
@@ -26,8 +27,9 @@ pub const WIDE_PANEL: usize = 64;
 
 /// Rows of `W` side by side in one panel: three vectors of sixteen lanes.
 const PANEL: usize = 48;
-/// Rows of `X` that a task takes.
-const ROWS: usize = 256;
+/// Words of `X` that a task takes at most, 768 KB: as many rows as L2 holds beside a panel, since each task
+/// reads its panel from memory.
+const X_WORDS: usize = 192 << 10;
 /// Pairs of `k` that a task sums before it goes on: keeps a panel's piece within L2.
 const PAIRS: usize = 1024;
 
@@ -35,11 +37,22 @@ const PAIRS: usize = 1024;
 ///
 /// Layout: panels of 48 rows of `W`; in a panel, for each pair of columns, 48 words that hold
 /// the two bf16 of a row (the even column in the low half). Padded with zeros.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct PackedBf16 {
-    panels: Vec<u32>,
+    panels: Piece<u32>,
     n: usize,
     k: usize,
+}
+
+/// Weights of all models.
+static WEIGHTS: Arena = Arena::new(32 << 20);
+
+impl Clone for PackedBf16 {
+    fn clone(&self) -> Self {
+        let mut panels = WEIGHTS.zeroed(self.panels.len());
+        panels.copy_from_slice(&self.panels);
+        Self { panels, ..*self }
+    }
 }
 
 impl PackedBf16 {
@@ -48,7 +61,7 @@ impl PackedBf16 {
     /// Rows are asked for in ascending order, so that a caller can stream them.
     pub fn pack_rows(n: usize, k: usize, mut row: impl FnMut(usize, &mut [f32])) -> Self {
         let pairs = k.div_ceil(2);
-        let mut panels = vec![0u32; n.div_ceil(PANEL) * PANEL * pairs];
+        let mut panels: Piece<u32> = WEIGHTS.zeroed(n.div_ceil(PANEL) * PANEL * pairs);
         let mut values = vec![0.0f32; k];
         for i in 0..n {
             row(i, &mut values);
@@ -66,7 +79,7 @@ impl PackedBf16 {
     #[cfg(test)]
     fn transpose(&self) -> Self {
         let pairs = self.n.div_ceil(2);
-        let mut panels = vec![0u32; self.k.div_ceil(PANEL) * PANEL * pairs];
+        let mut panels: Piece<u32> = WEIGHTS.zeroed(self.k.div_ceil(PANEL) * PANEL * pairs);
         let mut values = vec![0.0f32; self.k];
         for i in 0..self.n {
             self.row(&mut values, i);
@@ -155,12 +168,15 @@ impl PackedBf16 {
         }
         let n_panels = self.n.div_ceil(PANEL);
         let y = Parts::new(y);
-        compute.pool().run(n_panels * m.div_ceil(ROWS), |task| {
-            let (panel_idx, first_row) = (task % n_panels, task / n_panels * ROWS);
+        // As many pieces as it takes, of like size.
+        let most = (X_WORDS / pairs.max(1)).max(64);
+        let rows = m.div_ceil(m.div_ceil(most)).next_multiple_of(16);
+        compute.pool().run(n_panels * m.div_ceil(rows), |task| {
+            let (panel_idx, first_row) = (task % n_panels, task / n_panels * rows);
             let panel = &self.panels[panel_idx * PANEL * pairs..][..PANEL * pairs];
             let first_col = panel_idx * PANEL;
             let part = Part {
-                rows: first_row..m.min(first_row + ROWS),
+                rows: first_row..m.min(first_row + rows),
                 first_col,
                 n_cols: PANEL.min(self.n - first_col),
                 y_stride: self.n,

@@ -1,7 +1,7 @@
 //! What training adds to a product with a bf16 weight: the adapter's columns, the thin
 //! products that make them, and the product with the transpose, read from the same panels.
 
-use super::{PANEL, PackedBf16, Part};
+use super::{PANEL, PackedBf16, Part, WEIGHTS};
 use crate::isa::Level;
 use crate::ops::{round_bits, round_to_bf16_pairs};
 use crate::par::Parts;
@@ -172,8 +172,12 @@ impl PackedBf16 {
     pub fn repack(&mut self, n: usize, k: usize, value: impl Fn(usize, usize) -> f32) {
         let pairs = k.div_ceil(2);
         (self.n, self.k) = (n, k);
-        self.panels.clear();
-        self.panels.resize(n.div_ceil(PANEL) * PANEL * pairs, 0);
+        let len = n.div_ceil(PANEL) * PANEL * pairs;
+        if self.panels.len() == len {
+            self.panels.fill(0);
+        } else {
+            self.panels = WEIGHTS.zeroed(len);
+        }
         for i in 0..n {
             let panel = &mut self.panels[i / PANEL * PANEL * pairs..];
             for p in 0..pairs {
