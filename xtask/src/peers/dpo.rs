@@ -1,6 +1,6 @@
 //! Preferences of people: pairs of answers that three annotators judged, learnt by direct preference optimisation.
 //!
-//! PandaLM's test set has 999 pairs. The majority decides; ties, and pairs of which one answer is empty, are left out. Pairs
+//! PandaLM's test set has 999 pairs. The majority decides; ties, and pairs without an instruction or one of the answers, are left out. Pairs
 //! are split by the hash of their instruction, so that no instruction is learnt and judged.
 
 use std::collections::BTreeMap;
@@ -114,7 +114,9 @@ fn split(all: &Value) -> Result<[Vec<Value>; 2]> {
             1 => (first, second),
             _ => (second, first),
         };
-        let instruction = said("instruction").context("a pair has an instruction")?;
+        let Some(instruction) = said("instruction") else {
+            continue;
+        };
         let prompt = match said("input") {
             Some(input) => format!("{instruction}\n\n{input}"),
             None => instruction.to_owned(),
