@@ -36,8 +36,11 @@ pub fn sse(data: &[u8]) {
 /// stream"): lines end at CR, LF or both, an event ends at an empty line.
 fn events_of(stream: &str) -> Vec<String> {
     let lines = stream.replace("\r\n", "\n").replace('\r', "\n");
+    let mut lines: Vec<&str> = lines.split('\n').collect();
+    // What follows the last end of a line is no line yet.
+    lines.pop();
     let (mut events, mut data) = (Vec::new(), Vec::new());
-    for line in lines.split('\n') {
+    for line in lines {
         if line.is_empty() {
             if !data.is_empty() {
                 events.push(data.join("\n"));

@@ -64,9 +64,6 @@ pub(crate) struct ServedSettings {
     pub(crate) aliases: Vec<String>,
 }
 
-/// The least that a training may be limited to: its program alone takes a part of that.
-const LEAST_TRAIN_MB: u64 = 256;
-
 /// The configuration file.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -196,12 +193,6 @@ impl ServeSettings {
             ));
         }
         let train_memory_mb = args.train_memory_mb.or(config.train_memory_mb);
-        if let Some(mb) = train_memory_mb.filter(|mb| *mb < LEAST_TRAIN_MB) {
-            return Err(advise(
-                anyhow!("train_memory_mb is {mb}: no training fits into that"),
-                format!("give {LEAST_TRAIN_MB} or more, or leave it out for no limit"),
-            ));
-        }
         let tls = args.tls_cert.or(config.tls_cert);
         let tls = match (tls, args.tls_key.or(config.tls_key)) {
             (Some(cert), Some(key)) => Some((cert, key)),

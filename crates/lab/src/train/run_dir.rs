@@ -5,6 +5,8 @@
 
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,6 +14,10 @@ use serde_json::Value;
 use super::checkpoint::{sweep, write_atomic};
 use super::{TrainError, TrainPlan, TrainResult};
 use crate::recipe::MachineSettings;
+
+/// How often, and how long apart, a lock is tried before another process is said to hold it.
+const LOOKS: usize = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 
 /// Settings that may change between sessions of a run: they do not touch the result. Data, base and first adapter
 /// are held to their SHA-256, not to their names; the machine has a word of its own.
@@ -46,10 +52,18 @@ impl RunDir {
             .write(true)
             .open(&lock_path);
         let lock = lock.map_err(|e| TrainError::io(&lock_path, e))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(TrainError::Locked { path }),
-            Err(TryLockError::Error(e)) => return Err(TrainError::io(&lock_path, e)),
+        // A program that is just being started from this process shares its open files for a moment.
+        let mut looks = 0;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if looks < LOOKS => {
+                    looks += 1;
+                    thread::sleep(BETWEEN_LOOKS);
+                }
+                Err(TryLockError::WouldBlock) => return Err(TrainError::Locked { path }),
+                Err(TryLockError::Error(e)) => return Err(TrainError::io(&lock_path, e)),
+            }
         }
         sweep(&path)?;
         let run = Self { path, _lock: lock };
