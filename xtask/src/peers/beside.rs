@@ -15,7 +15,7 @@ use crate::server::{Server, free_port};
 /// What is served and trained.
 const MODEL: &str = "smollm2-135m-instruct";
 /// Chats of a measurement, one after the other; no text is asked twice.
-const CHATS: usize = 750;
+const CHATS: usize = 250;
 const MAX_TOKENS: usize = 8;
 
 /// Latencies of chats with no job, and with one on one thread and on as many as it takes by itself.
