@@ -3,9 +3,10 @@
 //! Activations are rounded to bf16 once per product. On AVX-512 BF16 the inner loop is one
 //! `vdpbf16ps` for 32 products; elsewhere the halves of a pair are widened and multiplied in
 //! f32, so weights still stream at two bytes each. A row of `Y` is one chain over ascending
-//! `k` pairs whatever the batch, so decode, batches and prefill give the same bits.
+//! `k` pairs (on tile registers over groups of sixteen pairs) whatever the batch, so decode,
+//! batches and prefill give the same bits.
 
-use crate::huge::{Arena, Piece};
+use crate::huge::{Piece, WEIGHTS};
 use crate::isa::Level;
 use crate::ops::round_to_bf16_pairs;
 use crate::par::Parts;
@@ -44,13 +45,9 @@ pub struct PackedBf16 {
     k: usize,
 }
 
-/// Weights of all models.
-static WEIGHTS: Arena = Arena::new(32 << 20);
-
 impl Clone for PackedBf16 {
     fn clone(&self) -> Self {
-        let mut panels = WEIGHTS.zeroed(self.panels.len());
-        panels.copy_from_slice(&self.panels);
+        let panels = WEIGHTS.copy(&self.panels);
         Self { panels, ..*self }
     }
 }

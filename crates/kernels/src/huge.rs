@@ -60,6 +60,13 @@ impl Arena {
         }
     }
 
+    /// The same values in a piece of its own.
+    pub(crate) fn copy<T: Pod>(&self, values: &[T]) -> Piece<T> {
+        let mut piece = self.zeroed(values.len());
+        piece.copy_from_slice(values);
+        piece
+    }
+
     /// `n` zeros.
     pub(crate) fn zeroed<T: Pod>(&self, n: usize) -> Piece<T> {
         assert!(align_of::<T>() <= ALIGN, "a piece starts at a cache line");
@@ -85,6 +92,9 @@ impl Arena {
         piece
     }
 }
+
+/// Weights of all models.
+pub(crate) static WEIGHTS: Arena = Arena::new(32 << 20);
 
 /// A slice of its own in a shared map.
 pub(crate) struct Piece<T> {

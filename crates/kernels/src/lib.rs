@@ -11,7 +11,8 @@
 //!
 //! 1. An output element of a product is **one chain** of fused multiply-adds, in ascending
 //!    order of the summed index. Tiles, tails and threads choose *which* elements to compute
-//!    together, never the order inside one.
+//!    together, never the order inside one. (On tile registers a link of the chain of a bf16
+//!    product is the sum of sixteen pairs.)
 //! 2. Reductions over a row use sixteen interleaved chains and one fixed tree
 //!    ([`ops::dot`]), whatever the vector width of the machine.
 //!

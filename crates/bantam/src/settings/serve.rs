@@ -192,7 +192,6 @@ impl ServeSettings {
                 "give --model, or a [[model]] table in the configuration",
             ));
         }
-        let train_memory_mb = args.train_memory_mb.or(config.train_memory_mb);
         let tls = args.tls_cert.or(config.tls_cert);
         let tls = match (tls, args.tls_key.or(config.tls_key)) {
             (Some(cert), Some(key)) => Some((cert, key)),
@@ -212,7 +211,7 @@ impl ServeSettings {
             keys: args.keys.or(config.keys),
             data: args.data.or(config.data),
             train_threads: args.train_threads.or(config.train_threads),
-            train_memory_mb,
+            train_memory_mb: args.train_memory_mb.or(config.train_memory_mb),
             providers: config
                 .providers
                 .into_iter()

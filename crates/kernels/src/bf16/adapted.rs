@@ -1,7 +1,8 @@
 //! What training adds to a product with a bf16 weight: the adapter's columns, the thin
 //! products that make them, and the product with the transpose, read from the same panels.
 
-use super::{PANEL, PackedBf16, Part, WEIGHTS};
+use super::{PANEL, PackedBf16, Part};
+use crate::huge::WEIGHTS;
 use crate::isa::Level;
 use crate::ops::{round_bits, round_to_bf16_pairs};
 use crate::par::Parts;

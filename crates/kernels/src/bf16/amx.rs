@@ -50,6 +50,7 @@ pub(super) unsafe fn run(block: &Block<'_>, y: *mut f32) {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut go_on = block.go_on;
         let mut first = 0;
+        // Without any pair the sums are still to be set to zero.
         while first < groups || (block.n_pairs == 0 && !go_on) {
             let last = groups.min(first + depth);
             // SAFETY: passed on to the caller.
@@ -244,7 +245,7 @@ unsafe fn lay_out(out: &mut Words, from: *const u32, stride: usize) {
 unsafe fn turn(block: &Block<'_>, out: &mut Words, x: *const u32, height: usize, words: usize) {
     if height == TILE && words == TILE && block.x_stride == 1 {
         // SAFETY: sixteen pairs of sixteen neighbouring rows exist.
-        return unsafe { turn_tile(&mut out.0, x, block.x_step) };
+        return unsafe { turn_tile(out, x, block.x_step) };
     }
     for row in 0..height {
         for word in 0..words {
@@ -260,7 +261,7 @@ unsafe fn turn(block: &Block<'_>, out: &mut Words, x: *const u32, height: usize,
 /// # Safety
 /// The lines can be read; the CPU has AVX-512.
 #[target_feature(enable = "avx512f")]
-unsafe fn turn_tile(out: &mut [u32; TILE * TILE], x: *const u32, stride: usize) {
+unsafe fn turn_tile(out: &mut Words, x: *const u32, stride: usize) {
     let mut a = [_mm512_setzero_si512(); TILE];
     for (i, a) in a.iter_mut().enumerate() {
         // SAFETY: the caller vouches for the lines.
@@ -291,11 +292,8 @@ unsafe fn turn_tile(out: &mut [u32; TILE * TILE], x: *const u32, stride: usize) 
             (12 + c, _mm512_shuffle_i32x4::<0xdd>(low_odd, high_odd)),
         ];
         for (row, words) in done {
-            let out: &mut [u32; TILE] = (&mut out[row * TILE..][..TILE])
-                .try_into()
-                .expect("sixteen words");
-            // SAFETY: the array is 64 bytes.
-            unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), words) };
+            // SAFETY: a tile has sixteen lines.
+            unsafe { _mm512_store_si512(out.0.as_mut_ptr().add(row * TILE).cast(), words) };
         }
     }
 }

@@ -28,7 +28,7 @@ mod vnni_wide;
 
 pub use rows::QuantRows;
 
-use crate::huge::{Arena, Piece};
+use crate::huge::{Piece, WEIGHTS};
 use crate::isa::Level;
 use crate::par::Parts;
 use crate::quant::{self, Format};
@@ -65,13 +65,9 @@ pub struct QuantMatrix {
     lines: Piece<Line>,
 }
 
-/// Weights of all models.
-static WEIGHTS: Arena = Arena::new(32 << 20);
-
 impl Clone for QuantMatrix {
     fn clone(&self) -> Self {
-        let mut lines = WEIGHTS.zeroed(self.lines.len());
-        lines.copy_from_slice(&self.lines);
+        let lines = WEIGHTS.copy(&self.lines);
         Self { lines, ..*self }
     }
 }
