@@ -31,6 +31,9 @@ use report::Report;
 pub(crate) use rows::SYSTEM as BANKING77_SYSTEM;
 use training::PeftType;
 
+/// The base model, by its name in the catalogue.
+const MODEL: &str = "smollm2-135m-instruct";
+
 /// `cargo xtask peers`
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -98,7 +101,7 @@ enum What {
     Train,
     /// Speed of answering beside llama.cpp's server
     Bench,
-    /// Preferences of people, learnt and judged on other instructions; needs no peer
+    /// Preferences of people, learnt and judged on other instructions
     Dpo,
     /// Perplexity of each type of weights against f32
     Quality,
@@ -112,7 +115,7 @@ enum What {
     Load,
     /// Requests a second through HTTP over those of the engine
     Door,
-    /// How long chats take beside a fine-tuning job; needs no peer
+    /// How long chats take beside a fine-tuning job
     Beside,
     /// 300 JSON schemas at temperature 1 on the untrained base
     Schemas,
@@ -122,11 +125,37 @@ enum What {
     All,
 }
 
+impl What {
+    /// Whether it needs what `setup.sh` installs. The others bring their own clients into `target/`, if any.
+    fn has_peers(self) -> bool {
+        match self {
+            What::Dpo
+            | What::Clients
+            | What::Schemathesis
+            | What::Load
+            | What::Door
+            | What::Beside
+            | What::Schemas
+            | What::Bfcl => false,
+            What::Greedy
+            | What::Embed
+            | What::Adapter
+            | What::Merge
+            | What::Loss
+            | What::Train
+            | What::Bench
+            | What::Quality
+            | What::Banking77
+            | What::All => true,
+        }
+    }
+}
+
 /// Runs the comparisons; whether every line passed.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let wants = |what| args.what == what || args.what == What::All;
     let home = Home::find()?;
-    if !matches!(args.what, What::Dpo | What::Beside) {
+    if args.what.has_peers() {
         home.set_up()?;
     }
     let desk = Desk {

@@ -7,6 +7,7 @@
 
 use bytemuck::Pod;
 use memmap2::MmapMut;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +18,7 @@ const PAGE: usize = 2 << 20;
 const ALIGN: usize = 64;
 
 /// A place that pieces come from. Those of one place should live about as long as each other:
-/// a map is given back when its last piece is dropped.
+/// a map is given back when its last piece is dropped. [`Recycled`] is for those that do not.
 pub(crate) struct Arena {
     /// Bytes of a map; larger pieces have one of their own.
     map_bytes: usize,
@@ -93,6 +94,80 @@ impl Arena {
     }
 }
 
+/// Pieces of an arena that come and go in any order. A map is given back only as a whole, so one piece that stays
+/// would keep its map from use; what is let go of is therefore handed out again, from the fullest map first, and there
+/// are never more maps than the most pieces at one time needed.
+pub(crate) struct Recycled<T> {
+    arena: Arena,
+    spare: Mutex<Spare<T>>,
+    /// Most spare pieces that are kept where whole maps of them could be given back.
+    keep: usize,
+}
+
+struct Spare<T> {
+    /// By the address of their map.
+    maps: BTreeMap<usize, Vec<Piece<T>>>,
+    n: usize,
+}
+
+impl<T: Pod> Recycled<T> {
+    pub(crate) const fn new(arena: Arena, keep: usize) -> Self {
+        let spare = Spare {
+            maps: BTreeMap::new(),
+            n: 0,
+        };
+        Self {
+            arena,
+            spare: Mutex::new(spare),
+            keep,
+        }
+    }
+
+    fn spare(&self) -> std::sync::MutexGuard<'_, Spare<T>> {
+        self.spare.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A piece of `n` values that may be anything.
+    pub(crate) fn take(&self, n: usize) -> Piece<T> {
+        let mut spare = self.spare();
+        let fits = |piece: &Piece<T>| piece.len == n;
+        let fullest = (spare.maps.iter())
+            .filter_map(|(map, pieces)| Some((pieces.len(), *map, pieces.iter().position(fits)?)))
+            .min();
+        let Some((left, map, idx)) = fullest else {
+            drop(spare);
+            return self.arena.zeroed(n);
+        };
+        spare.n -= 1;
+        let pieces = spare.maps.get_mut(&map).expect("it was found above");
+        let piece = pieces.swap_remove(idx);
+        if left == 1 {
+            spare.maps.remove(&map);
+        }
+        piece
+    }
+
+    /// Takes a piece back, and gives back a map of which nothing is in use if there are pieces enough without it.
+    pub(crate) fn give(&self, piece: Piece<T>) {
+        let mut spare = self.spare();
+        spare.n += 1;
+        let map = piece.map.start.addr();
+        spare.maps.entry(map).or_default().push(piece);
+        // The arena holds the map that it cuts from, too.
+        let unused = |pieces: &Vec<Piece<T>>| {
+            (pieces.first()).is_some_and(|piece| Arc::strong_count(&piece.map) == pieces.len())
+        };
+        while spare.n > self.keep
+            && let Some(map) = (spare.maps.iter())
+                .find(|(_, pieces)| unused(pieces))
+                .map(|(map, _)| *map)
+        {
+            let pieces = spare.maps.remove(&map).unwrap_or_default();
+            spare.n -= pieces.len();
+        }
+    }
+}
+
 /// Weights of all models.
 pub(crate) static WEIGHTS: Arena = Arena::new(32 << 20);
 
@@ -152,5 +227,49 @@ mod tests {
             assert!(piece.iter().all(|&x| x == i as u32 + 1));
         }
         assert!(arena.zeroed::<u32>(0).is_empty());
+    }
+
+    /// Three of its pieces fill a map.
+    fn recycled(keep: usize) -> (Recycled<u32>, usize) {
+        (Recycled::new(Arena::new(2 << 20), keep), (600 << 10) / 4)
+    }
+
+    fn maps<'a>(pieces: impl Iterator<Item = &'a Piece<u32>>) -> std::collections::BTreeSet<usize> {
+        pieces.map(|piece| piece.map.start.addr()).collect()
+    }
+
+    #[test]
+    fn memory_does_not_grow_with_time() {
+        let (recycled, n) = recycled(4);
+        let mut held: Vec<_> = (0..60).map(|_| recycled.take(n)).collect();
+        assert_eq!(maps(held.iter()).len(), 20);
+        let mut draw = 1_usize;
+        for _ in 0..50 {
+            for _ in 0..30 {
+                draw = draw.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                recycled.give(held.swap_remove((draw >> 33) % held.len()));
+            }
+            let spare = recycled.spare();
+            let all = maps(held.iter().chain(spare.maps.values().flatten()));
+            assert!(all.len() <= 20, "{} maps", all.len());
+            drop(spare);
+            held.extend((0..30).map(|_| recycled.take(n)));
+        }
+    }
+
+    #[test]
+    fn whole_maps_are_given_back_and_pieces_are_apart() {
+        let (recycled, n) = recycled(4);
+        let mut held: Vec<_> = (0..9).map(|_| recycled.take(n)).collect();
+        held.drain(1..).for_each(|piece| recycled.give(piece));
+        assert!(recycled.spare().n <= 5, "{}", recycled.spare().n);
+        held.push(recycled.take(n / 2));
+        held.extend((0..9).map(|_| recycled.take(n)));
+        for (i, piece) in held.iter_mut().enumerate() {
+            piece.fill(i as u32);
+        }
+        for (i, piece) in held.iter().enumerate() {
+            assert!(piece.iter().all(|&x| x == i as u32));
+        }
     }
 }

@@ -14,7 +14,7 @@
 //! values are read once for all of them. Letters are those of [`crate::attention`].
 
 use crate::attention::{BLOCK, HeadDims};
-use crate::huge::{Arena, Piece};
+use crate::huge::{Arena, Piece, Recycled};
 use crate::isa::{Level, for_each_isa};
 use crate::ops::{LANES, max_body, round_bits, round_to_bf16_pairs, tree};
 use crate::par::Parts;
@@ -22,7 +22,7 @@ use crate::{Compute, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::cell::RefCell;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Query rows (heads of tokens) that are worked on together: with two vectors of positions
 /// they fill 24 of the 32 registers with sums.
@@ -53,26 +53,21 @@ pub struct KvBlock {
     layer_len: usize,
 }
 
-static BLOCKS: Arena = Arena::new(8 << 20);
-
-/// Memory of blocks that were dropped. The system would zero it page by page; a block need not
-/// be zero, since nothing is read of it that was not stored.
-static SPARE: Mutex<Vec<Piece<Line>>> = Mutex::new(Vec::new());
-/// Most blocks that are kept.
-const MAX_SPARE: usize = 64;
+/// The memory of blocks. The system would zero what is new page by page; a block need not be zero, since nothing is
+/// read of it that was not stored.
+static BLOCKS: Recycled<Line> = Recycled::new(Arena::new(8 << 20), 64);
 
 impl Drop for KvBlock {
     fn drop(&mut self) {
-        let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-        if spare.len() < MAX_SPARE {
-            spare.extend(self.lines.take());
+        if let Some(lines) = self.lines.take() {
+            BLOCKS.give(lines);
         }
     }
 }
 
 impl Clone for KvBlock {
     fn clone(&self) -> Self {
-        let mut lines = lines(self.lines().len());
+        let mut lines = BLOCKS.take(self.lines().len());
         lines.copy_from_slice(self.lines());
         Self {
             lines: Some(lines),
@@ -83,15 +78,6 @@ impl Clone for KvBlock {
 
 const THERE: &str = "only `drop` takes the lines";
 
-/// `n` lines that hold anything.
-fn lines(n: usize) -> Piece<Line> {
-    let mut spare = SPARE.lock().unwrap_or_else(PoisonError::into_inner);
-    match spare.iter().rposition(|lines| lines.len() == n) {
-        Some(i) => spare.swap_remove(i),
-        None => BLOCKS.zeroed(n),
-    }
-}
-
 impl KvBlock {
     /// A block in which nothing has been stored.
     ///
@@ -101,7 +87,7 @@ impl KvBlock {
         let layer_len = layer_len(dims);
         let n_lines = (layer_len * n_layers).div_ceil(ZERO.0.len());
         Self {
-            lines: Some(lines(n_lines)),
+            lines: Some(BLOCKS.take(n_lines)),
             layer_len,
         }
     }

@@ -155,7 +155,10 @@ fn extraction(desk: &Desk, kind: Kind, demo: Option<&Path>, report: &mut Report)
                 .unwrap_or_default()
         })
         .collect();
-    let (ours, theirs) = (serving::bantam(desk, &gguf)?, serving::llama(desk, &gguf)?);
+    let (ours, theirs) = (
+        serving::bantam(desk, text(&gguf))?,
+        serving::llama(desk, &gguf)?,
+    );
     for server in [&ours, &theirs] {
         serving::ask(server, &requests[..1], 1)?;
     }
@@ -205,7 +208,10 @@ fn labels(desk: &Desk, kind: Kind, report: &mut Report) -> Result<()> {
             request
         })
         .collect();
-    let (ours, theirs) = (serving::bantam(desk, &gguf)?, serving::llama(desk, &gguf)?);
+    let (ours, theirs) = (
+        serving::bantam(desk, text(&gguf))?,
+        serving::llama(desk, &gguf)?,
+    );
     for (server, requests) in [(&ours, &held), (&theirs, &free)] {
         serving::ask(server, &requests[..16], 16)?;
     }
@@ -248,7 +254,7 @@ fn start(desk: &Desk, kind: Kind, report: &mut Report) -> Result<()> {
         for side in [0, 1] {
             let began = Instant::now();
             let server = match side {
-                0 => serving::bantam(desk, &gguf)?,
+                0 => serving::bantam(desk, text(&gguf))?,
                 _ => serving::llama(desk, &gguf)?,
             };
             server.post("/v1/chat/completions", &hello)?;

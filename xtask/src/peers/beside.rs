@@ -8,12 +8,11 @@ use serde_json::{Value, json};
 
 use super::report::Report;
 use super::rows::{SYSTEM, json_lines, spread_rows};
-use super::{Desk, text};
+use super::{Desk, MODEL, text};
 use crate::http::Connection;
 use crate::server::{Server, free_port};
 
 /// What is served and trained.
-const MODEL: &str = "smollm2-135m-instruct";
 /// Chats of a measurement, one after the other; no text is asked twice.
 const CHATS: usize = 250;
 const MAX_TOKENS: usize = 8;

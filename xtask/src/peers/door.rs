@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::report::{Bound, Report};
 use super::rows::{SYSTEM, json_lines};
 use super::serving::median;
-use super::{Desk, serving, text};
+use super::{Desk, MODEL, serving, text};
 use crate::http::Connection;
 
 /// As many as `bantam bench` has.
@@ -40,7 +40,6 @@ pub(super) fn door(desk: &Desk) -> Result<Report> {
     let lines: String = chats.iter().map(|chat| format!("{chat}\n")).collect();
     let file = dir.join("chats.jsonl");
     std::fs::write(&file, lines)?;
-    let gguf = desk.home.gguf();
     let (mut engine, mut http) = (Vec::new(), Vec::new());
     for _ in 0..TURNS {
         let words = [
@@ -51,12 +50,12 @@ pub(super) fn door(desk: &Desk) -> Result<Report> {
             "--chats",
             text(&file),
             "--model",
-            text(&gguf),
+            MODEL,
         ];
         let found = desk.bantam_json(&words)?;
         let rate = found["chat_requests_per_s"].as_f64();
         engine.push(rate.ok_or_else(|| anyhow!("`bantam bench` tells no rate of chats"))?);
-        let server = serving::bantam(desk, &gguf)?;
+        let server = serving::bantam(desk, MODEL)?;
         let bodies: Vec<String> = chats.iter().map(Value::to_string).collect();
         let rounds: Result<Vec<f64>> = (0..ROUNDS).map(|_| round(server.port(), &bodies)).collect();
         http.push(median(&rounds?));

@@ -12,10 +12,9 @@ use serde_json::{Value, json};
 
 use super::report::{Bound, Report};
 use super::rows::num;
-use super::{Desk, text};
+use super::{Desk, MODEL, text};
 
 /// The model that is trained.
-const MODEL: &str = "smollm2-135m-instruct";
 /// Of ten parts, those that are judged on.
 const TEST_PARTS: u64 = 4;
 /// What is not left to the automatic rules.

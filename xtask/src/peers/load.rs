@@ -9,7 +9,7 @@ use anyhow::{Result, anyhow, ensure};
 use serde_json::{Value, json};
 
 use super::report::{Bound, Report};
-use super::{Desk, serving};
+use super::{Desk, MODEL, serving};
 use crate::http::Connection;
 use crate::server::Server;
 
@@ -69,7 +69,7 @@ struct Seen {
 
 /// Runs it for so many seconds.
 pub(super) fn load(desk: &Desk, seconds: u64) -> Result<Report> {
-    let server = serving::bantam(desk, &desk.home.gguf())?;
+    let server = serving::bantam(desk, MODEL)?;
     let mut idle = (0..IDLE)
         .map(|_| Connection::open(server.port(), PATIENCE))
         .collect::<Result<Vec<_>>>()?;

@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::report::{Bound, Report};
 use super::rows::num;
-use super::{Desk, serving, text};
+use super::{Desk, MODEL, serving, text};
 use crate::server::Server;
 use crate::{clients, sh};
 
@@ -22,7 +22,7 @@ const PACKAGES: [&str; 3] = [
 pub(super) fn clients(desk: &Desk) -> Result<Report> {
     let python = clients::python_with("pypeers", &PACKAGES)?;
     let work = desk.work("clients")?;
-    let server = serving::bantam(desk, &desk.home.gguf())?;
+    let server = serving::bantam(desk, MODEL)?;
     let mut command = sh::command(python);
     command
         .arg(script("clients.py"))
@@ -40,7 +40,7 @@ pub(super) fn clients(desk: &Desk) -> Result<Report> {
 /// Requests made up from the OpenAPI document, for so many seconds.
 pub(super) fn schemathesis(desk: &Desk, seconds: u64) -> Result<Report> {
     let python = clients::python_with("pyfuzz", &["schemathesis==4.32.5"])?;
-    let server = serving::bantam(desk, &desk.home.gguf())?;
+    let server = serving::bantam(desk, MODEL)?;
     let address = server.base_url().replace("/v1", "/openapi.json");
     let work = desk.work("schemathesis")?;
     let mut command = sh::command(python);
@@ -72,7 +72,7 @@ pub(super) fn schemathesis(desk: &Desk, seconds: u64) -> Result<Report> {
 /// Three hundred JSON schemas put to the untrained base at temperature 1.
 pub(super) fn schemas(desk: &Desk) -> Result<Report> {
     let python = clients::python()?;
-    let server = serving::bantam(desk, &desk.home.gguf())?;
+    let server = serving::bantam(desk, MODEL)?;
     let script = sh::root().join("crates/serve/tests/openai_schemas.py");
     let mut command = sh::command(python);
     command.arg(script).args([&server.base_url(), "m"]);
@@ -106,15 +106,21 @@ pub(super) fn bfcl(desk: &Desk, wanted: &Bfcl<'_>) -> Result<Report> {
     let data = desk.home.data("bfcl/split.tsv")?;
     let data = data.parent().context("a file has a folder")?;
     let mut report = Report::new("bfcl");
-    let gguf = desk.home.gguf();
-    ask(desk, data, wanted.questions, &gguf, "before", &mut report)?;
+    ask(desk, data, wanted.questions, MODEL, "before", &mut report)?;
     let run = match (wanted.run, wanted.train_rows) {
         (Some(run), _) => Some(run.to_path_buf()),
         (None, Some(n)) => Some(train(desk, data, n)?),
         (None, None) => None,
     };
     if let Some(run) = run {
-        ask(desk, data, wanted.questions, &run, "after", &mut report)?;
+        ask(
+            desk,
+            data,
+            wanted.questions,
+            text(&run),
+            "after",
+            &mut report,
+        )?;
     }
     Ok(report)
 }
@@ -127,11 +133,10 @@ fn train(desk: &Desk, data: &Path, rows: usize) -> Result<PathBuf> {
         .arg(script("bfcl.py"))
         .args(["rows", text(data), text(&file), &rows.to_string()]);
     sh::run(&mut command)?;
-    let gguf = desk.home.gguf();
     desk.bantam_json(&[
         "train",
         "--base",
-        text(&gguf),
+        MODEL,
         "--train",
         text(&file),
         "--out",
@@ -146,7 +151,7 @@ fn ask(
     desk: &Desk,
     data: &Path,
     questions: usize,
-    model: &Path,
+    model: &str,
     when: &str,
     report: &mut Report,
 ) -> Result<()> {

@@ -20,14 +20,14 @@ const CONTEXT: usize = 1024;
 const MODEL_ID: &str = "m";
 
 /// Starts `bantam serve` as a user would.
-pub(super) fn bantam(desk: &Desk, gguf: &Path) -> Result<Server> {
+pub(super) fn bantam(desk: &Desk, model: &str) -> Result<Server> {
     let (port, threads) = (free_port()?, desk.threads.to_string());
     let port_text = port.to_string();
     let words = [
         "serve",
         "--quiet",
         "--model",
-        text(gguf),
+        model,
         "--model-id",
         MODEL_ID,
         "--threads",
