@@ -8,6 +8,7 @@ use bantam_store::Store;
 
 use crate::ServeError;
 use crate::auth::ApiKey;
+use crate::cors::Origin;
 use crate::hooks::Hooks;
 use crate::listen::Tls;
 use crate::openai::CheckRows;
@@ -37,6 +38,8 @@ pub struct ServeConfig {
     pub sandbox: Option<Arc<dyn Sandbox>>,
     /// Who is told when something is over.
     pub hooks: Option<Hooks>,
+    /// Origins whose pages may call the API; without any, browsers let none.
+    pub cors_origins: Vec<Origin>,
     /// Encrypts every connection.
     pub tls: Option<Tls>,
     /// The longest request body.
@@ -72,6 +75,7 @@ impl Default for ServeConfig {
             providers: None,
             sandbox: None,
             hooks: None,
+            cors_origins: Vec::new(),
             tls: None,
             body_bytes_max: 4 << 20,
             body_timeout: Duration::from_secs(30),

@@ -48,6 +48,14 @@ pub enum ServeError {
         /// Why.
         reason: String,
     },
+    /// This is no origin.
+    #[error(
+        "`{origin}` is not the origin of a page; hint: give scheme, host and port as browsers send them, as in `https://app.example.com` or `http://localhost:5173`"
+    )]
+    Origin {
+        /// What was given.
+        origin: String,
+    },
     /// What webhooks are to be signed with is no secret.
     #[error(
         "a webhook's secret is base64 of at least 16 bytes, with or without `whsec_` before it; hint: `openssl rand -base64 24` makes one"

@@ -41,6 +41,7 @@ mod apart;
 mod auth;
 mod caller;
 mod config;
+mod cors;
 mod error;
 pub mod fuzz;
 mod hooks;
@@ -63,6 +64,7 @@ mod write_timeout;
 
 pub use auth::ApiKey;
 pub use config::ServeConfig;
+pub use cors::Origin;
 pub use error::ServeError;
 pub use hooks::{Courier, HookTarget, Hooks};
 pub use listen::Tls;

@@ -19,6 +19,7 @@ use tokio::task::JoinHandle;
 
 use crate::auth::check_host;
 use crate::caller::Caller;
+use crate::cors;
 use crate::error::ApiError;
 use crate::ids;
 use crate::metrics::Gauge;
@@ -33,7 +34,8 @@ use crate::server::App;
 
 /// Every route of the API, with the methods it takes. [`crate`]'s documentation and `/openapi.json` list the same.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let cors = cors::layer(&app.config.cors_origins);
+    let router = Router::new()
         .route("/health", get(health))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
@@ -156,7 +158,12 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::wrong_method())
         .layer(from_fn_with_state(Arc::clone(&app), once))
         .layer(from_fn_with_state(Arc::clone(&app), observe))
-        .with_state(app)
+        .with_state(app);
+    match cors {
+        // Outside of all else: a browser asks whether it may call before it sends a key.
+        Some(cors) => router.layer(cors),
+        None => router,
+    }
 }
 
 /// Around every request: names it, checks the key, survives a panic, logs and counts its end. Bodies, keys and

@@ -279,3 +279,53 @@ fn connections_can_be_encrypted() {
     assert!(wrong.err().unwrap().to_string().contains("none.pem"));
     std::fs::remove_dir_all(&dir).unwrap();
 }
+
+#[test]
+fn a_page_may_call_only_if_its_origin_is_listed() {
+    let config = ServeConfig {
+        cors_origins: vec!["https://app.example".parse().unwrap()],
+        ..config()
+    };
+    let server = start_with(config, EngineConfig::default(), Duration::ZERO);
+    let asks = |origin: &str| {
+        let headers = format!(
+            "Origin: {origin}\r\nAccess-Control-Request-Method: POST\r\n\
+             Access-Control-Request-Headers: authorization,content-type,x-stainless-os\r\n"
+        );
+        send_with(&server, "OPTIONS", CHAT, &headers, None)
+    };
+    let listed = asks("https://app.example");
+    assert_eq!(listed.status, 200);
+    let told = |answer: &Answer, name: &str| answer.headers.get(name).cloned();
+    let allowed = "access-control-allow-origin";
+    assert_eq!(
+        told(&listed, allowed).as_deref(),
+        Some("https://app.example")
+    );
+    assert_eq!(
+        told(&listed, "access-control-allow-headers").as_deref(),
+        Some("authorization,content-type,x-stainless-os")
+    );
+    assert_eq!(told(&listed, "access-control-allow-credentials"), None);
+    assert_eq!(told(&asks("https://other.example"), allowed), None);
+    let answer = chat(&server, "Origin: https://app.example\r\n", json!({}));
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        told(&answer, allowed).as_deref(),
+        Some("https://app.example")
+    );
+    assert!(
+        told(&answer, "access-control-expose-headers").is_some_and(|h| h.contains("x-request-id"))
+    );
+    // An error is to be read, too.
+    let refused = chat(&server, "Origin: https://app.example\r\n", json!({"n": 0}));
+    assert_eq!(
+        (refused.status, told(&refused, allowed).is_some()),
+        (400, true)
+    );
+    server.stop().unwrap();
+    let closed = start_with(self::config(), EngineConfig::default(), Duration::ZERO);
+    let answer = chat(&closed, "Origin: https://app.example\r\n", json!({}));
+    assert_eq!(told(&answer, allowed), None);
+    closed.stop().unwrap();
+}

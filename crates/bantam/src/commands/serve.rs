@@ -69,6 +69,7 @@ pub(crate) fn run(context: &Context, settings: &ServeSettings) -> anyhow::Result
         keys: settings.keys.as_deref().map(open).transpose()?,
         store,
         write_timeout: settings.write_timeout,
+        cors_origins: settings.cors_origins.clone(),
         training_rows: Some(Arc::new(|| {
             let mut check = LineCheck::default();
             Box::new(move |line| check.line(line).map_err(described))

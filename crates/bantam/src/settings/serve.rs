@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
 use bantam_model::Weights;
+use bantam_serve::Origin;
 use serde::Deserialize;
 
 use super::providers::{ConfigProvider, ProviderSettings};
@@ -39,6 +40,8 @@ pub(crate) struct ServeSettings {
     /// Time and memory, in MiB, of a grader's program.
     pub(crate) grader_time: Duration,
     pub(crate) grader_memory_mb: u64,
+    /// Origins whose pages may call the API.
+    pub(crate) cors_origins: Vec<Origin>,
     /// Certificate and private key.
     pub(crate) tls: Option<(PathBuf, PathBuf)>,
     /// How long a client may read nothing of its answer.
@@ -79,6 +82,8 @@ struct Config {
     threads: Option<u16>,
     adapter_mb: Option<u32>,
     write_timeout_s: Option<u32>,
+    #[serde(default)]
+    cors_origins: Vec<String>,
     grader_s: Option<u32>,
     grader_memory_mb: Option<u32>,
     #[serde(default)]
@@ -118,7 +123,7 @@ impl Config {
             let field = error.path().to_string();
             advise(
                 anyhow!("{}: `{field}`: {}", path.display(), error.into_inner().message()),
-                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, grader_s, grader_memory_mb, [[model]] tables of model, id, aliases, [[webhooks]] tables of url, secret_env, and [providers.NAME] tables of base_url, key_env, models, concurrency, retries, timeout_s, prices",
+                "known are host, port, keys, data, train_threads, train_memory_mb, tls_cert, tls_key, threads, adapter_mb, write_timeout_s, cors_origins, grader_s, grader_memory_mb, [[model]] tables of model, id, aliases, [[webhooks]] tables of url, secret_env, and [providers.NAME] tables of base_url, key_env, models, concurrency, retries, timeout_s, prices",
             )
         })?;
         // Paths of the file are beside it, from wherever the server is started.
@@ -221,6 +226,11 @@ impl ServeSettings {
             // As long, and as much, as OpenAI gives a grader.
             grader_time: Duration::from_secs(config.grader_s.unwrap_or(120).max(1).into()),
             grader_memory_mb: config.grader_memory_mb.unwrap_or(2048).max(64).into(),
+            cors_origins: config
+                .cors_origins
+                .iter()
+                .map(|origin| origin.parse().context("cors_origins"))
+                .collect::<anyhow::Result<_>>()?,
             tls,
             adapter_bytes: args
                 .adapter_mb
@@ -274,6 +284,13 @@ mod tests {
         assert_eq!(all.keys, Some(dir.path().join("k.db")));
         let one = resolve(&["--config", file, "--port", "7", "--model", "x"]).unwrap();
         assert_eq!((one.models.len(), one.port), (1, 7));
+        let text = "cors_origins = [\"https://a.example\", \"*\"]\n[[model]]\nmodel = \"a\"\n";
+        std::fs::write(&path, text).unwrap();
+        let error = format!("{:#}", resolve(&["--config", file]).unwrap_err());
+        assert!(
+            error.contains("cors_origins: `*` is not the origin"),
+            "{error}"
+        );
         std::fs::write(&path, "colour = 1").unwrap();
         let error = format!("{:#}", resolve(&["--config", file]).unwrap_err());
         assert!(error.contains("colour"), "{error}");
