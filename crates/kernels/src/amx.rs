@@ -8,6 +8,7 @@
 //! load wait, so each sum has a right operand of its own.
 
 use std::arch::asm;
+use std::cell::Cell;
 use std::sync::OnceLock;
 
 /// Rows of a register, and 32-bit words of a row.
@@ -59,11 +60,6 @@ fn granted() -> bool {
     false
 }
 
-/// The shapes of the registers while it lives, on this thread.
-///
-/// Sums are `[rows, 16]` words, the left operand `[rows, words]`, the right one `[words, 16]`.
-pub(crate) struct Shapes;
-
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -73,36 +69,46 @@ struct Config {
     rows: [u8; 16],
 }
 
-impl Shapes {
-    /// # Safety
-    /// [`available`] said yes; no other `Shapes` lives on this thread.
-    ///
-    /// Panics unless both are 1 to 16.
-    pub(crate) unsafe fn new(rows: usize, words: usize) -> Self {
-        assert!((1..=TILE).contains(&rows) && (1..=TILE).contains(&words));
-        let mut config = Config {
-            palette: 1,
-            start_row: 0,
-            reserved: [0; 14],
-            row_bytes: [0; 16],
-            rows: [0; 16],
-        };
-        config.row_bytes[..2 * SUMS].fill(64);
-        config.rows[..SUMS].fill(rows as u8);
-        config.rows[SUMS..2 * SUMS].fill(words as u8);
-        config.row_bytes[2 * SUMS] = 4 * words as u16;
-        config.rows[2 * SUMS] = rows as u8;
-        // SAFETY: 64 bytes that describe palette 1 within its bounds.
-        unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Self
+thread_local! {
+    /// What this thread's registers are shaped for: shaping them takes as long as a dozen products.
+    static SHAPE: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+}
+
+/// Shapes this thread's registers, unless they are so already: sums are `[rows, 16]` words, the left operand
+/// `[rows, words]`, right ones `[words, 16]`.
+///
+/// # Safety
+/// [`available`] said yes.
+///
+/// Panics unless both are 1 to 16.
+#[inline]
+pub(crate) unsafe fn shape(rows: usize, words: usize) {
+    if SHAPE.get() != (rows, words) {
+        // SAFETY: passed on to the caller.
+        unsafe { reshape(rows, words) };
     }
 }
 
-impl Drop for Shapes {
-    fn drop(&mut self) {
-        // SAFETY: tiles are available, as a `Shapes` exists.
-        unsafe { asm!("tilerelease", options(nostack, nomem)) };
-    }
+/// # Safety
+/// As [`shape`].
+#[cold]
+unsafe fn reshape(rows: usize, words: usize) {
+    assert!((1..=TILE).contains(&rows) && (1..=TILE).contains(&words));
+    let mut config = Config {
+        palette: 1,
+        start_row: 0,
+        reserved: [0; 14],
+        row_bytes: [0; 16],
+        rows: [0; 16],
+    };
+    config.row_bytes[..2 * SUMS].fill(64);
+    config.rows[..SUMS].fill(rows as u8);
+    config.rows[SUMS..2 * SUMS].fill(words as u8);
+    config.row_bytes[2 * SUMS] = 4 * words as u16;
+    config.rows[2 * SUMS] = rows as u8;
+    // SAFETY: 64 bytes that describe palette 1 within its bounds.
+    unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
+    SHAPE.set((rows, words));
 }
 
 /// One instruction of a sum and its right operand: the number of a register is part of its name.
@@ -117,7 +123,7 @@ macro_rules! on {
 }
 
 /// # Safety
-/// A [`Shapes`] lives on this thread, `i < SUMS`.
+/// [`shape`] was called on this thread, `i < SUMS`.
 #[inline(always)]
 pub(crate) unsafe fn zero(i: usize) {
     // SAFETY: the caller vouches for it.
@@ -159,7 +165,7 @@ pub(crate) unsafe fn store(i: usize, to: *mut f32, stride: usize) {
 }
 
 /// # Safety
-/// A [`Shapes`] lives on this thread; `from` points to the rows of a left operand, `stride` bytes
+/// [`shape`] was called on this thread; `from` points to the rows of a left operand, `stride` bytes
 /// apart.
 #[inline(always)]
 pub(crate) unsafe fn left(from: *const u32, stride: usize) {

@@ -131,7 +131,7 @@ fn multiply_floats() -> f64 {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use crate::amx::{self, Shapes, TILE};
+    use crate::amx::{self, TILE};
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -145,7 +145,7 @@ mod x86 {
         let (zeros, turns) = ([0u32; TILE * TILE], TURNS / 10);
         // SAFETY: the caller vouches for tiles; the operands are one tile each.
         unsafe {
-            let _shapes = Shapes::new(TILE, TILE);
+            amx::shape(TILE, TILE);
             amx::left(zeros.as_ptr(), 4 * TILE);
             for i in 0..amx::SUMS {
                 amx::right(i, zeros.as_ptr(), 4 * TILE);

@@ -7,8 +7,8 @@
 //! a row depend on its path as it is cut into segments; they do not depend on the threads.
 
 use super::HeadDims;
-use super::forest::{Forest, ROWS};
-use crate::bf16::{Block, Pairs, stack_rows};
+use super::forest::{Block, Forest, ROWS};
+use crate::bf16::{Block as Product, Pairs, stack_rows};
 use crate::ops::{round_to_bf16_pairs, softmax, softmax_again, softmax_backward};
 use crate::par::Parts;
 use crate::{Compute, Isa};
@@ -18,6 +18,8 @@ use std::ops::Range;
 
 /// Most columns of one product.
 const COLS: usize = 64;
+/// Most queries whose gradients for a block of keys are summed at once, gaps between segments included.
+const QUERIES: usize = 4 * ROWS;
 
 /// Buffers of [`forward`] and [`backward`], kept between calls.
 #[derive(Clone, Debug, Default)]
@@ -55,6 +57,16 @@ struct Run {
     len: usize,
     /// Column of the first.
     col: usize,
+}
+
+/// Neighbouring rows that see all of a block of keys (or, if they are that block, each those up to itself).
+struct Queries {
+    rows: Range<usize>,
+    /// Where they begin among the stacked pairs, and how many pairs they are.
+    pair: usize,
+    n_pairs: usize,
+    /// How many rows come from each block: an odd row at its end has a pair to itself.
+    lens: Vec<usize>,
 }
 
 /// What all tasks of a pass read.
@@ -110,6 +122,38 @@ impl<'a> Plan<'a> {
         (runs, col)
     }
 
+    /// The rows that see a block of keys: the block itself, then those behind it, in order. Branches are often shorter
+    /// than a tile, so neighbours are taken together.
+    fn queries(&self, key_block: usize) -> Vec<Queries> {
+        let mut all: Vec<Queries> = Vec::new();
+        for block in self.forest.queries_of(key_block) {
+            let Block { segment, rows } = &self.forest.blocks[block];
+            let first = rows.start - self.forest.segments[*segment].rows.start;
+            let (pair, n_pairs) = (self.pairs[*segment] + first / 2, rows.len().div_ceil(2));
+            // The block itself stays alone.
+            let behind = all.len() > 1;
+            match all.last_mut() {
+                Some(last)
+                    if behind
+                        && last.rows.end == rows.start
+                        && last.pair + last.n_pairs == pair
+                        && 2 * (last.n_pairs + n_pairs) <= QUERIES =>
+                {
+                    last.rows.end = rows.end;
+                    last.n_pairs += n_pairs;
+                    last.lens.push(rows.len());
+                }
+                _ => all.push(Queries {
+                    rows: rows.clone(),
+                    pair,
+                    n_pairs,
+                    lens: vec![rows.len()],
+                }),
+            }
+        }
+        all
+    }
+
     /// `[m, n]` products of a block's rows (from word `x` of each on) with all keys (or values) it
     /// sees; `gap` goes into columns that belong to no key.
     fn scores(
@@ -127,7 +171,7 @@ impl<'a> Plan<'a> {
         for run in runs {
             for (i, key_block) in run.blocks.clone().enumerate() {
                 let keys = self.forest.blocks[key_block].rows.len();
-                let product = Block {
+                let product = Product {
                     x,
                     x_stride,
                     x_step: 1,
@@ -169,7 +213,7 @@ impl<'a> Plan<'a> {
         for first in (0..dh).step_by(COLS) {
             for run in runs {
                 let n_pairs = run.len.div_ceil(2);
-                let product = Block {
+                let product = Product {
                     x: &weights[run.col / 2..],
                     x_stride: n / 2,
                     x_step: 1,
@@ -435,19 +479,24 @@ fn d_keys_and_values(
             let keys = &plan.blocks_of(keys, kv_head)[of_block.clone()];
             let values = &plan.blocks_of(values, kv_head)[of_block];
             let key = forest.blocks[key_block].rows.start * w + dims.key_start(kv_head);
+            let all = plan.queries(key_block);
             let mut go_on = false;
-            let (mut probs, mut d_scores) = ([0.0; ROWS * ROWS], [0.0; ROWS * ROWS]);
             SCRATCH.with_borrow_mut(|scratch| {
-                let Scratch { words, stacked, .. } = scratch;
+                let Scratch {
+                    probs,
+                    d_scores,
+                    words,
+                    stacked,
+                } = scratch;
                 for head in kv_head * dims.group()..(kv_head + 1) * dims.group() {
-                    let queries = plan.of_head(stacked_queries, head);
-                    let d_rows = plan.of_head(stacked_d_out, head);
-                    for block in forest.queries_of(key_block) {
-                        let rows = &forest.blocks[block].rows;
-                        let m = rows.len();
-                        let product = |x: Pairs<'_>, panel, out: &mut [f32]| {
-                            let block = Block {
-                                x: &x.rows_from(rows.start)[head * dh / 2..],
+                    let of_queries = plan.of_head(stacked_queries, head);
+                    let of_d_out = plan.of_head(stacked_d_out, head);
+                    for (batch, queries) in all.iter().enumerate() {
+                        let (first, m) = (queries.rows.start, queries.rows.len());
+                        let product = |x: Pairs<'_>, panel, out: &mut Vec<f32>| {
+                            out.resize(m * n, 0.0);
+                            let block = Product {
+                                x: &x.rows_from(first)[head * dh / 2..],
                                 x_stride: x.stride,
                                 x_step: 1,
                                 panel,
@@ -458,39 +507,36 @@ fn d_keys_and_values(
                                 n_pairs: dh / 2,
                                 go_on: false,
                             };
-                            assert!(m * n <= out.len() && panel.len() >= dh / 2 * ROWS);
+                            assert!(panel.len() >= dh / 2 * ROWS);
                             // SAFETY: the output holds [m, n]; X was checked by `backward`.
                             unsafe { block.run(isa, out.as_mut_ptr()) };
                         };
-                        product(qkv, keys, &mut probs);
-                        product(d_out, values, &mut d_scores);
-                        let stats = &stats[head * forest.n_rows() + rows.start..][..m];
+                        product(qkv, keys, probs);
+                        product(d_out, values, d_scores);
+                        let stats = &stats[head * forest.n_rows() + first..][..m];
                         let both = probs.chunks_exact_mut(n).zip(d_scores.chunks_exact_mut(n));
                         for (i, ((probs, d), &stats)) in both.zip(stats).enumerate() {
                             // Of its own block a row sees the keys up to itself.
-                            let own = if block == key_block { i + 1 } else { n };
+                            let own = if batch == 0 { i + 1 } else { n };
                             softmax_again(isa, probs, d, own, dims.scale(), stats);
                         }
-                        let segment = forest.blocks[block].segment;
-                        let first = rows.start - forest.segments[segment].rows.start;
-                        let pair = (plan.pairs[segment] + first / 2) * stride(dh);
                         let [up, down] = &mut *stacked;
-                        for ((from, into), (rows_of, shift)) in [(&d_scores, down), (&probs, up)]
+                        for ((from, into), (rows_of, shift)) in [(&*d_scores, down), (&*probs, up)]
                             .into_iter()
-                            .zip([(queries, 0), (d_rows, dims.value_shift())])
+                            .zip([(of_queries, 0), (of_d_out, dims.value_shift())])
                         {
-                            stack_columns(isa, into, words, &from[..m * n], n);
+                            stack_columns(isa, into, words, from, n, &queries.lens);
                             for first in (0..dh).step_by(COLS) {
-                                let block = Block {
+                                let block = Product {
                                     x: into,
                                     x_stride: 1,
                                     x_step: n.next_multiple_of(2),
-                                    panel: &rows_of[pair + first..],
+                                    panel: &rows_of[queries.pair * stride(dh) + first..],
                                     w_stride: stride(dh),
                                     y_stride: w,
                                     n_rows: n,
                                     n_cols: COLS.min(dh - first),
-                                    n_pairs: m.div_ceil(2),
+                                    n_pairs: queries.n_pairs,
                                     go_on,
                                 };
                                 // SAFETY: a task writes the rows of its key block and the columns of
@@ -505,21 +551,31 @@ fn d_keys_and_values(
         });
 }
 
-/// Rounds rows of `n` and puts neighbouring rows on top of each other: `[pairs of rows][n]`, `n`
-/// made even.
-fn stack_columns(isa: Isa, out: &mut Vec<u32>, words: &mut Vec<u32>, rows: &[f32], n: usize) {
+/// Rounds rows of `n` and puts neighbouring rows on top of each other: `[pairs of rows][n]`, `n` made even. Pairs are
+/// made within each of the runs of rows that `lens` counts; an odd row at the end of one is over a row of zeros.
+fn stack_columns(
+    isa: Isa,
+    out: &mut Vec<u32>,
+    words: &mut Vec<u32>,
+    rows: &[f32],
+    n: usize,
+    lens: &[usize],
+) {
     round_all(isa, words, rows, n);
-    let (half, m) = (n.div_ceil(2), rows.len() / n);
-    if m % 2 == 1 {
-        words.resize((m + 1) * half, 0);
-        words[m * half..].fill(0);
-    }
-    out.resize(m.div_ceil(2) * 2 * half, 0);
-    for (out, pair) in out
-        .chunks_exact_mut(2 * half)
-        .zip(words.chunks_exact(2 * half))
-    {
-        stack_rows(isa, out, &pair[..half], &pair[half..]);
+    let half = n.div_ceil(2);
+    let zeros = [0; ROWS / 2];
+    let pairs: usize = lens.iter().map(|len| len.div_ceil(2)).sum();
+    out.resize(pairs * 2 * half, 0);
+    let mut out = out.chunks_exact_mut(2 * half);
+    let mut words = words.chunks_exact(half);
+    for &len in lens {
+        for row in (0..len).step_by(2) {
+            let (Some(out), Some(even)) = (out.next(), words.next()) else {
+                return;
+            };
+            let odd = (row + 1 < len).then(|| words.next()).flatten();
+            stack_rows(isa, out, even, odd.unwrap_or(&zeros[..half]));
+        }
     }
 }
 

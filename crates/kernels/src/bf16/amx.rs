@@ -5,7 +5,7 @@
 //! groups of sixteen pairs, in ascending order from the block's first, whatever the batch.
 
 use super::Block;
-use crate::amx::{self, SUMS, Shapes, TILE};
+use crate::amx::{self, SUMS, TILE};
 use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
@@ -13,7 +13,7 @@ use std::ops::Range;
 /// Groups of pairs whose right operands are kept at hand: 54 KB of three vectors of columns.
 const DEPTH: usize = 18;
 /// Rows from which on it pays to lay the right operands out first.
-const MANY_ROWS: usize = 3 * TILE;
+const MANY_ROWS: usize = 4 * TILE;
 /// Vectors of columns of a block, at most.
 const VECTORS: usize = 4;
 
@@ -107,7 +107,7 @@ unsafe fn piece(
             if rows.is_empty() {
                 continue;
             }
-            let _shapes = Shapes::new(height, words);
+            amx::shape(height, words);
             for i in rows.step_by(height) {
                 let x = block
                     .x
