@@ -11,7 +11,7 @@ use super::{Lines, LoraRecipe, Method, PreferenceSettings, Recipe, Schedule, Tar
 use crate::train::TrainError;
 
 /// See [`Settings::semantics`].
-const SEMANTICS: u32 = 3;
+const SEMANTICS: u32 = 4;
 /// Most tokens an automatic batch has on average.
 const BATCH_TOKENS: f64 = 8192.0;
 /// Updates an automatic number of epochs aims for.
