@@ -10,7 +10,7 @@ use memmap2::MmapMut;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The size of a large page.
 const PAGE: usize = 2 << 20;
@@ -99,31 +99,22 @@ impl Arena {
 /// are never more maps than the most pieces at one time needed.
 pub(crate) struct Recycled<T> {
     arena: Arena,
-    spare: Mutex<Spare<T>>,
+    /// By the address of their map.
+    spare: Mutex<BTreeMap<usize, Vec<Piece<T>>>>,
     /// Most spare pieces that are kept where whole maps of them could be given back.
     keep: usize,
 }
 
-struct Spare<T> {
-    /// By the address of their map.
-    maps: BTreeMap<usize, Vec<Piece<T>>>,
-    n: usize,
-}
-
 impl<T: Pod> Recycled<T> {
     pub(crate) const fn new(arena: Arena, keep: usize) -> Self {
-        let spare = Spare {
-            maps: BTreeMap::new(),
-            n: 0,
-        };
         Self {
             arena,
-            spare: Mutex::new(spare),
+            spare: Mutex::new(BTreeMap::new()),
             keep,
         }
     }
 
-    fn spare(&self) -> std::sync::MutexGuard<'_, Spare<T>> {
+    fn spare(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Piece<T>>>> {
         self.spare.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -131,39 +122,34 @@ impl<T: Pod> Recycled<T> {
     pub(crate) fn take(&self, n: usize) -> Piece<T> {
         let mut spare = self.spare();
         let fits = |piece: &Piece<T>| piece.len == n;
-        let fullest = (spare.maps.iter())
+        let fullest = (spare.iter())
             .filter_map(|(map, pieces)| Some((pieces.len(), *map, pieces.iter().position(fits)?)))
             .min();
         let Some((left, map, idx)) = fullest else {
             drop(spare);
             return self.arena.zeroed(n);
         };
-        spare.n -= 1;
-        let pieces = spare.maps.get_mut(&map).expect("it was found above");
+        let pieces = spare.get_mut(&map).expect("it was found above");
         let piece = pieces.swap_remove(idx);
         if left == 1 {
-            spare.maps.remove(&map);
+            spare.remove(&map);
         }
         piece
     }
 
-    /// Takes a piece back, and gives back a map of which nothing is in use if there are pieces enough without it.
+    /// Takes a piece back, and gives back maps of which nothing is in use while there are pieces enough without them.
     pub(crate) fn give(&self, piece: Piece<T>) {
         let mut spare = self.spare();
-        spare.n += 1;
         let map = piece.map.start.addr();
-        spare.maps.entry(map).or_default().push(piece);
+        spare.entry(map).or_default().push(piece);
         // The arena holds the map that it cuts from, too.
         let unused = |pieces: &Vec<Piece<T>>| {
             (pieces.first()).is_some_and(|piece| Arc::strong_count(&piece.map) == pieces.len())
         };
-        while spare.n > self.keep
-            && let Some(map) = (spare.maps.iter())
-                .find(|(_, pieces)| unused(pieces))
-                .map(|(map, _)| *map)
+        while spare.values().map(Vec::len).sum::<usize>() > self.keep
+            && let Some((&map, _)) = spare.iter().find(|(_, pieces)| unused(pieces))
         {
-            let pieces = spare.maps.remove(&map).unwrap_or_default();
-            spare.n -= pieces.len();
+            spare.remove(&map);
         }
     }
 }
@@ -250,7 +236,7 @@ mod tests {
                 recycled.give(held.swap_remove((draw >> 33) % held.len()));
             }
             let spare = recycled.spare();
-            let all = maps(held.iter().chain(spare.maps.values().flatten()));
+            let all = maps(held.iter().chain(spare.values().flatten()));
             assert!(all.len() <= 20, "{} maps", all.len());
             drop(spare);
             held.extend((0..30).map(|_| recycled.take(n)));
@@ -262,7 +248,8 @@ mod tests {
         let (recycled, n) = recycled(4);
         let mut held: Vec<_> = (0..9).map(|_| recycled.take(n)).collect();
         held.drain(1..).for_each(|piece| recycled.give(piece));
-        assert!(recycled.spare().n <= 5, "{}", recycled.spare().n);
+        let n_spare = recycled.spare().values().map(Vec::len).sum::<usize>();
+        assert!(n_spare <= 5, "{n_spare}");
         held.push(recycled.take(n / 2));
         held.extend((0..9).map(|_| recycled.take(n)));
         for (i, piece) in held.iter_mut().enumerate() {

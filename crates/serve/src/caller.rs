@@ -17,6 +17,14 @@ use crate::auth::ApiKey;
 use crate::error::ApiError;
 use crate::ids;
 
+/// The headers that tell a key what it may use a minute, and what is left of it: of requests, then of tokens.
+pub(crate) const LEFT: [&str; 4] = [
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-tokens",
+];
+
 /// Everyone who may come in.
 pub(crate) struct Door {
     /// Keys given at the start, which may do everything.
@@ -277,16 +285,9 @@ impl Meter {
                 left.push((remaining, bucket.level.max(0.0) as u64));
             }
         };
-        tell(
-            &mut state.requests,
-            "x-ratelimit-limit-requests",
-            "x-ratelimit-remaining-requests",
-        );
-        tell(
-            &mut state.tokens,
-            "x-ratelimit-limit-tokens",
-            "x-ratelimit-remaining-tokens",
-        );
+        let [limit_requests, requests, limit_tokens, tokens] = LEFT;
+        tell(&mut state.requests, limit_requests, requests);
+        tell(&mut state.tokens, limit_tokens, tokens);
         left
     }
 }

@@ -11,6 +11,7 @@ use axum::http::{HeaderName, HeaderValue, Method, Uri};
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
 use crate::ServeError;
+use crate::caller::LEFT;
 
 /// How long a browser may rely on what it was told.
 const MAX_AGE: Duration = Duration::from_secs(3600);
@@ -52,16 +53,8 @@ pub(crate) fn layer(origins: &[Origin]) -> Option<CorsLayer> {
     if origins.is_empty() {
         return None;
     }
-    let told = [
-        "x-request-id",
-        "retry-after-ms",
-        "x-should-retry",
-        "x-ratelimit-limit-requests",
-        "x-ratelimit-remaining-requests",
-        "x-ratelimit-limit-tokens",
-        "x-ratelimit-remaining-tokens",
-    ];
-    let told = told.into_iter().map(HeaderName::from_static);
+    let told = ["x-request-id", "retry-after-ms", "x-should-retry"];
+    let told = told.into_iter().chain(LEFT).map(HeaderName::from_static);
     Some(
         CorsLayer::new()
             .allow_origin(

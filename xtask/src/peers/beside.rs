@@ -12,7 +12,6 @@ use super::{Desk, MODEL, text};
 use crate::http::Connection;
 use crate::server::{Server, free_port};
 
-/// What is served and trained.
 /// Chats of a measurement, one after the other; no text is asked twice.
 const CHATS: usize = 250;
 const MAX_TOKENS: usize = 8;

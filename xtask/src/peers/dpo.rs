@@ -14,7 +14,6 @@ use super::report::{Bound, Report};
 use super::rows::num;
 use super::{Desk, MODEL, text};
 
-/// The model that is trained.
 /// Of ten parts, those that are judged on.
 const TEST_PARTS: u64 = 4;
 /// What is not left to the automatic rules.

@@ -125,30 +125,31 @@ impl<'a> Plan<'a> {
     /// The rows that see a block of keys: the block itself, then those behind it, in order. Branches are often shorter
     /// than a tile, so neighbours are taken together.
     fn queries(&self, key_block: usize) -> Vec<Queries> {
-        let mut all: Vec<Queries> = Vec::new();
-        for block in self.forest.queries_of(key_block) {
+        let of_block = |block: usize| {
             let Block { segment, rows } = &self.forest.blocks[block];
             let first = rows.start - self.forest.segments[*segment].rows.start;
-            let (pair, n_pairs) = (self.pairs[*segment] + first / 2, rows.len().div_ceil(2));
-            // The block itself stays alone.
-            let behind = all.len() > 1;
-            match all.last_mut() {
+            Queries {
+                rows: rows.clone(),
+                pair: self.pairs[*segment] + first / 2,
+                n_pairs: rows.len().div_ceil(2),
+                lens: vec![rows.len()],
+            }
+        };
+        let mut blocks = self.forest.queries_of(key_block).map(of_block);
+        // The block itself stays alone.
+        let mut all: Vec<Queries> = blocks.next().into_iter().collect();
+        for next in blocks {
+            match all[1..].last_mut() {
                 Some(last)
-                    if behind
-                        && last.rows.end == rows.start
-                        && last.pair + last.n_pairs == pair
-                        && 2 * (last.n_pairs + n_pairs) <= QUERIES =>
+                    if last.rows.end == next.rows.start
+                        && last.pair + last.n_pairs == next.pair
+                        && 2 * (last.n_pairs + next.n_pairs) <= QUERIES =>
                 {
-                    last.rows.end = rows.end;
-                    last.n_pairs += n_pairs;
-                    last.lens.push(rows.len());
+                    last.rows.end = next.rows.end;
+                    last.n_pairs += next.n_pairs;
+                    last.lens.extend(next.lens);
                 }
-                _ => all.push(Queries {
-                    rows: rows.clone(),
-                    pair,
-                    n_pairs,
-                    lens: vec![rows.len()],
-                }),
+                _ => all.push(next),
             }
         }
         all
